@@ -1,0 +1,1 @@
+//! The converter of Inlay: a trained ONNX model in, a frozen quantized base with insertion points out.

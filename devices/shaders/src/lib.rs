@@ -1,0 +1,1 @@
+//! Compiles kernels/*.comp to the committed SPIR-V.

@@ -1,0 +1,1 @@
+//! Kernels of Inlay and the devices that run them: CPU and Vulkan.

@@ -1,0 +1,1 @@
+//! Demonstrations of Inlay on real data.

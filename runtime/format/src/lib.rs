@@ -1,0 +1,1 @@
+//! Formats of Inlay: quantization layouts, insertion points, the adapter record.

@@ -1,0 +1,1 @@
+//! The runtime of Inlay: map a base, train an adapter, predict, on the device.

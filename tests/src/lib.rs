@@ -1,0 +1,1 @@
+//! Truths that cross crates.
