@@ -1,0 +1,122 @@
+use bytemuck::{Pod, Zeroable};
+use inlay_format::quant::{Layout, SCHEMES};
+
+use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, SampleOperand, sample, to_words};
+
+/// Product with a frozen weight, forward or backward.
+///
+/// Forward: `y[m, n] = sum_k x[m, k] W[k, n] + bias[n]`, with x: [M, K], W: [K, N], y: [M, N].
+/// Transposed (the gradient of the input): `y[m, k] = sum_n x[m, n] W[k, n]`, with x: [M, N], y: [M, K].
+/// `W` is dequantized on the way: its scale belongs to n, the output forward and the contracted axis transposed.
+/// With [`ACCUMULATE`] `y +=`, else `y =`.
+pub struct Linear;
+
+/// Parameters of [`Linear`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct LinearParams {
+    /// Rows of x and y.
+    pub m: u32,
+    /// Logical rows of W.
+    pub k: u32,
+    /// Logical columns of W.
+    pub n: u32,
+    /// [`ACCUMULATE`], [`LinearParams::TRANSPOSE`], [`LinearParams::BIAS`], [`LinearParams::LAYOUT_NK`].
+    pub flags: u32,
+}
+
+impl LinearParams {
+    /// Multiply by W^T.
+    pub const TRANSPOSE: u32 = 2;
+    /// `bias` is present. Not together with TRANSPOSE.
+    pub const BIAS: u32 = 4;
+    /// The weight is stored as [N, K] (as its `layout()` says; repeated here for the GPU body).
+    pub const LAYOUT_NK: u32 = 8;
+
+    /// Contracted length and output length.
+    pub fn inner_outer(&self) -> (usize, usize) {
+        let (k, n) = (self.k as usize, self.n as usize);
+        if self.flags & Self::TRANSPOSE == 0 { (k, n) } else { (n, k) }
+    }
+}
+
+impl Contract for Linear {
+    type Params = LinearParams;
+    const NAME: &'static str = "linear";
+    const BINDINGS: &'static [Binding] =
+        &[Binding::read("x"), Binding::weight("w"), Binding::read("bias").optional(), Binding::read_write("y")];
+
+    fn lens(p: &LinearParams) -> Vec<usize> {
+        let (inner, outer) = p.inner_outer();
+        let m = p.m as usize;
+        let bias = if p.flags & LinearParams::BIAS != 0 { outer } else { 0 };
+        vec![m * inner, inner * outer, bias, m * outer]
+    }
+
+    fn plain<T: Real>(p: &LinearParams, args: &mut Args<'_, T>) {
+        let (x, w, bias, y) = (args.input(0), args.weight(1), args.optional_input(2), args.output(3));
+        let (inner, outer) = p.inner_outer();
+        let transpose = p.flags & LinearParams::TRANSPOSE != 0;
+        for m in 0..p.m as usize {
+            for o in 0..outer {
+                let mut sum = bias.map_or(T::of(0.0), |b| b[o]);
+                for i in 0..inner {
+                    let w = if transpose { w.get(o, i) } else { w.get(i, o) };
+                    sum += x[m * inner + i] * T::of(f64::from(w));
+                }
+                let y = &mut y[m * outer + o];
+                *y = if p.flags & ACCUMULATE != 0 { *y + sum } else { sum };
+            }
+        }
+    }
+
+    fn workgroups(p: &LinearParams) -> [u32; 3] {
+        let (_, outer) = p.inner_outer();
+        [(outer as u32).div_ceil(64), p.m.div_ceil(64), 1]
+    }
+
+    fn samples() -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for scheme in SCHEMES {
+            for layout in [Layout::KN, Layout::NK] {
+                for (seed, (m, k, n)) in
+                    [(1, 1, 1), (3, 5, 7), (1, 64, 33), (65, 31, 67), (17, 128, 64)].into_iter().enumerate()
+                {
+                    for flags in [
+                        0,
+                        ACCUMULATE,
+                        LinearParams::BIAS,
+                        LinearParams::TRANSPOSE,
+                        LinearParams::TRANSPOSE | ACCUMULATE,
+                    ] {
+                        let nk = if layout == Layout::NK { LinearParams::LAYOUT_NK } else { 0 };
+                        let p = LinearParams { m, k, n, flags: flags | nk };
+                        let lens = Self::lens(&p);
+                        let seed = seed as u64;
+                        let bias = if lens[2] > 0 {
+                            SampleOperand::Floats(sample::floats(seed + 10, lens[2]))
+                        } else {
+                            SampleOperand::Absent
+                        };
+                        samples.push(Sample {
+                            label: format!("{p:?} {} {layout:?}", scheme.name()),
+                            params: to_words(&p),
+                            operands: vec![
+                                SampleOperand::Floats(sample::floats(seed, lens[0])),
+                                SampleOperand::Weight(sample::weight(
+                                    seed + 20,
+                                    *scheme,
+                                    layout,
+                                    [k as usize, n as usize],
+                                )),
+                                bias,
+                                SampleOperand::Floats(sample::floats(seed + 30, lens[3])),
+                            ],
+                        });
+                    }
+                }
+            }
+        }
+        samples
+    }
+}

@@ -1,0 +1,85 @@
+//! Quantization schemes: how the elements of a frozen weight are stored, and how a graph spells that.
+//!
+//! One file a scheme; [`SCHEMES`] lists them. `<scheme>.glsl` beside it decodes the same bytes on a GPU.
+
+mod f32;
+mod int8;
+
+pub use f32::F32;
+pub use int8::Int8;
+
+/// Which axis of a logical [K, N] weight is contiguous in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// Row-major [K, N]: ONNX `MatMul`, `Gemm` without transB.
+    KN,
+    /// Row-major [N, K]: `Gemm` with transB, `Conv` [C_out, C_in * k], embedding tables [rows, width].
+    NK,
+}
+
+impl Layout {
+    /// Position of element (`k`, `n`) of a [`dims`] = [K, N] weight.
+    ///
+    /// [`dims`]: Scheme::get
+    pub const fn index(self, dims: [usize; 2], [k, n]: [usize; 2]) -> usize {
+        match self {
+            Layout::KN => k * dims[1] + n,
+            Layout::NK => n * dims[0] + k,
+        }
+    }
+}
+
+/// How the elements of a [K, N] weight are stored.
+///
+/// Scales belong to n, the output of a forward product.
+pub trait Scheme: Sync {
+    /// Name on the command line and in reports, such as `int8`.
+    fn name(&self) -> &'static str;
+
+    /// Bytes of packed elements.
+    fn data_len(&self, k: usize, n: usize) -> usize;
+
+    /// Number of f32 scales.
+    fn scales_len(&self, k: usize, n: usize) -> usize;
+
+    /// Alignment in bytes that the packed elements need.
+    fn data_align(&self) -> usize;
+
+    /// The dequantized element at [k, n] = `at` of a weight of shape `dims` = [K, N].
+    ///
+    /// # Panics
+    /// When `data` or `scales` are shorter than the shape asks for, or `at` is outside of it.
+    fn get(&self, data: &[u8], scales: &[f32], layout: Layout, dims: [usize; 2], at: [usize; 2]) -> f32;
+
+    /// Quantizes `values` (in `layout`) into `data` and `scales`.
+    ///
+    /// # Panics
+    /// When a slice has another length than the shape asks for.
+    fn encode(&self, values: &[f32], layout: Layout, dims: [usize; 2], data: &mut [u8], scales: &mut [f32]);
+
+    /// How a graph spells the scheme.
+    fn spelling(&self) -> Spelling;
+}
+
+impl core::fmt::Debug for dyn Scheme {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How an ONNX graph spells a scheme.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spelling {
+    /// ONNX `TensorProto.DataType` of the stored elements.
+    pub data_type: i32,
+    /// The op that dequantizes them, or `None` when they are used as they are.
+    pub dequantize: Option<&'static str>,
+}
+
+/// Every scheme, the most compact first.
+pub static SCHEMES: &[&dyn Scheme] = &[&Int8, &F32];
+
+/// The scheme of that name.
+pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
+    SCHEMES.iter().copied().find(|s| s.name() == name)
+}
