@@ -80,12 +80,21 @@ pub mod stats {
     pub const LEN: usize = 4;
 }
 
+/// Every slot starts at a multiple of this many elements: 256 bytes, the most that a Vulkan device may ask of the offset
+/// of a storage buffer. Round each parameter, activation and constant up to it with [`aligned`].
+pub const SLOT_ALIGN: usize = 64;
+
+/// `len` elements rounded up to whole [`SLOT_ALIGN`]s: where the next slot may start.
+pub const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(SLOT_ALIGN)
+}
+
 /// A contiguous range of elements in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
     /// The region.
     pub region: Region,
-    /// First element.
+    /// First element, a multiple of [`SLOT_ALIGN`].
     pub offset: usize,
     /// Number of elements.
     pub len: usize,
@@ -229,6 +238,9 @@ impl Program {
                             binding.name,
                             format!("{:?} does not hold {:?}", slot.region, binding.element),
                         ));
+                    }
+                    if !slot.offset.is_multiple_of(SLOT_ALIGN) {
+                        return Err(fail(binding.name, format!("{slot:?} does not start at a multiple of {SLOT_ALIGN}")));
                     }
                     let end = slot.offset.checked_add(slot.len);
                     if end.is_none_or(|end| end > self.region_len(slot.region)) {
