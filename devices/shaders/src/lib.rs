@@ -1,1 +1,0 @@
-//! Compiles kernels/*.comp to the committed SPIR-V.
