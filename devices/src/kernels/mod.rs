@@ -280,7 +280,7 @@ pub mod sample {
         let values = floats(seed, k * n);
         let mut data = vec![0; scheme.data_len(k, n)];
         let mut scales = vec![0.0; scheme.scales_len(k, n)];
-        scheme.encode(&values, layout, [k, n], &mut data, &mut scales);
+        scheme.encode(&values, layout, [k, n], &mut data, &mut scales).expect("finite weights");
         // A Vec<f32> behind the bytes gives the alignment that a memory map would.
         let mut words = vec![0f32; data.len().div_ceil(4)];
         bytemuck::cast_slice_mut::<f32, u8>(&mut words)[..data.len()].copy_from_slice(&data);

@@ -1,6 +1,15 @@
 //! Formats of Inlay: quantization layouts, insertion points, the adapter record.
+//!
+//! What a converter writes and a device reads, and nothing else: no allocator, no file system, no arithmetic beyond
+//! decoding. The modules, in the order in which an adapter meets them:
+//!
+//! - [`quant`]: how frozen weights are packed, and how the exported ONNX spells it;
+//! - [`points`]: where an adapter may be inserted into a base;
+//! - [`metadata`]: what an exported file says about itself.
+
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
-/// Quantization schemes.
+pub mod metadata;
+pub mod points;
 pub mod quant;

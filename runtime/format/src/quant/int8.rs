@@ -1,4 +1,4 @@
-use super::{Layout, Scheme, Spelling};
+use super::{Layout, NotFinite, Scheme, Spelling, check_finite};
 
 /// Symmetric int8 with one f32 scale per output n.
 ///
@@ -12,7 +12,7 @@ impl Scheme for Int8 {
     }
 
     fn data_len(&self, k: usize, n: usize) -> usize {
-        k * n
+        k.saturating_mul(n)
     }
 
     fn scales_len(&self, _k: usize, n: usize) -> usize {
@@ -27,29 +27,36 @@ impl Scheme for Int8 {
         f32::from(data[layout.index(dims, at)].cast_signed()) * scales[at[1]]
     }
 
-    fn encode(&self, values: &[f32], layout: Layout, dims: [usize; 2], data: &mut [u8], scales: &mut [f32]) {
+    fn encode(
+        &self,
+        values: &[f32],
+        layout: Layout,
+        dims: [usize; 2],
+        data: &mut [u8],
+        scales: &mut [f32],
+    ) -> Result<(), NotFinite> {
         let [k, n] = dims;
         assert!(values.len() == k * n && data.len() == k * n && scales.len() == n, "lengths follow from the shape");
         scales.fill(0.0);
+        check_finite(values)?;
         // Passes over memory in order, whatever the layout.
-        let column = |i: usize| match layout {
-            Layout::KN => i % n,
-            Layout::NK => i / k,
-        };
+        let column = |i: usize| layout.output(dims, i);
         for (i, v) in values.iter().enumerate() {
             let scale = &mut scales[column(i)];
             *scale = scale.max(v.abs());
         }
         for scale in scales.iter_mut() {
-            *scale = if *scale == 0.0 { 1.0 } else { *scale / 127.0 };
+            // The quotient of the smallest magnitudes underflows to 0 too.
+            *scale = if *scale / 127.0 == 0.0 { 1.0 } else { *scale / 127.0 };
         }
         for (i, (v, q)) in values.iter().zip(data).enumerate() {
             *q = (libm::rintf(v / scales[column(i)]).clamp(-127.0, 127.0) as i8).cast_unsigned();
         }
+        Ok(())
     }
 
     fn spelling(&self) -> Spelling {
-        Spelling { data_type: 3, dequantize: Some("DequantizeLinear") }
+        Spelling { data_type: 3, dequantize: Some("DequantizeLinear"), domain: "", axis: Some("axis") }
     }
 }
 
@@ -63,7 +70,7 @@ mod tests {
         let nk = [1.0, 0.5, -2.0, -8.0, 4.0, 0.0];
         for (layout, values) in [(Layout::KN, kn), (Layout::NK, nk)] {
             let (mut data, mut scales) = ([0; 6], [0.0; 2]);
-            Int8.encode(&values, layout, [3, 2], &mut data, &mut scales);
+            Int8.encode(&values, layout, [3, 2], &mut data, &mut scales).unwrap();
             assert_eq!(scales, [2.0 / 127.0, 8.0 / 127.0]);
             let get = |k, n| Int8.get(&data, &scales, layout, [3, 2], [k, n]);
             assert!((get(2, 0) - -2.0).abs() < 1e-6, "{}", get(2, 0));
@@ -76,7 +83,7 @@ mod tests {
     fn halves_round_to_even_and_zero_columns_stay_zero() {
         let values = [127.0, 0.0, 2.5, 0.0, 3.5, 0.0];
         let (mut data, mut scales) = ([0; 6], [0.0; 2]);
-        Int8.encode(&values, Layout::KN, [3, 2], &mut data, &mut scales);
+        Int8.encode(&values, Layout::KN, [3, 2], &mut data, &mut scales).unwrap();
         assert_eq!(data, [127, 0, 2, 0, 4, 0]);
         assert_eq!(scales, [1.0, 1.0]);
     }

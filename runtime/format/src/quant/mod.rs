@@ -27,7 +27,26 @@ impl Layout {
             Layout::NK => n * dims[0] + k,
         }
     }
+
+    /// The output n that owns the element at `index` of memory.
+    pub const fn output(self, dims: [usize; 2], index: usize) -> usize {
+        match self {
+            Layout::KN => index % dims[1],
+            Layout::NK => index / dims[0],
+        }
+    }
+
+    /// The ONNX axis of the outputs, on which per-channel scales lie.
+    pub const fn axis(self) -> i64 {
+        match self {
+            Layout::KN => 1,
+            Layout::NK => 0,
+        }
+    }
 }
+
+/// Weights of fewer elements stay f32: their scales and alignment would eat what packing saves.
+pub const MIN_QUANTIZED_ELEMENTS: usize = 256;
 
 /// How the elements of a [K, N] weight are stored.
 ///
@@ -36,10 +55,10 @@ pub trait Scheme: Sync {
     /// Name on the command line and in reports, such as `int8`.
     fn name(&self) -> &'static str;
 
-    /// Bytes of packed elements.
+    /// Bytes of packed elements, saturated where it does not fit.
     fn data_len(&self, k: usize, n: usize) -> usize;
 
-    /// Number of f32 scales.
+    /// Number of f32 scales, saturated where it does not fit.
     fn scales_len(&self, k: usize, n: usize) -> usize;
 
     /// Alignment in bytes that the packed elements need.
@@ -51,11 +70,35 @@ pub trait Scheme: Sync {
     /// When `data` or `scales` are shorter than the shape asks for, or `at` is outside of it.
     fn get(&self, data: &[u8], scales: &[f32], layout: Layout, dims: [usize; 2], at: [usize; 2]) -> f32;
 
+    /// Dequantizes the `out.len()` elements from `first` on, in the order of memory.
+    ///
+    /// # Panics
+    /// When `data` or `scales` are shorter than the shape asks for, or the elements lie outside of it.
+    fn decode(&self, data: &[u8], scales: &[f32], layout: Layout, dims: [usize; 2], first: usize, out: &mut [f32]) {
+        for (index, value) in (first..).zip(out) {
+            let at = match layout {
+                Layout::KN => [index / dims[1], index % dims[1]],
+                Layout::NK => [index % dims[0], index / dims[0]],
+            };
+            *value = self.get(data, scales, layout, dims, at);
+        }
+    }
+
     /// Quantizes `values` (in `layout`) into `data` and `scales`.
+    ///
+    /// # Errors
+    /// [`NotFinite`] when a value is NaN or infinite; `data` and `scales` then hold nothing of use.
     ///
     /// # Panics
     /// When a slice has another length than the shape asks for.
-    fn encode(&self, values: &[f32], layout: Layout, dims: [usize; 2], data: &mut [u8], scales: &mut [f32]);
+    fn encode(
+        &self,
+        values: &[f32],
+        layout: Layout,
+        dims: [usize; 2],
+        data: &mut [u8],
+        scales: &mut [f32],
+    ) -> Result<(), NotFinite>;
 
     /// How a graph spells the scheme.
     fn spelling(&self) -> Spelling;
@@ -74,6 +117,22 @@ pub struct Spelling {
     pub data_type: i32,
     /// The op that dequantizes them, or `None` when they are used as they are.
     pub dequantize: Option<&'static str>,
+    /// The operator set of that op, empty for ONNX's own.
+    pub domain: &'static str,
+    /// The integer attribute of that op that holds [`Layout::axis`], if it has one.
+    pub axis: Option<&'static str>,
+}
+
+/// A weight that cannot be quantized, because one of its elements is NaN or infinite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("element {index} of the weight is not finite")]
+pub struct NotFinite {
+    /// The first such element, in the order of memory.
+    pub index: usize,
+}
+
+fn check_finite(values: &[f32]) -> Result<(), NotFinite> {
+    values.iter().position(|v| !v.is_finite()).map_or(Ok(()), |index| Err(NotFinite { index }))
 }
 
 /// Every scheme, the most compact first.
@@ -83,3 +142,11 @@ pub static SCHEMES: &[&dyn Scheme] = &[&Int8, &F32];
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {
     SCHEMES.iter().copied().find(|s| s.name() == name)
 }
+
+/// The scheme whose packed elements have that ONNX `TensorProto.DataType`.
+pub fn scheme_of(data_type: i32) -> Option<&'static dyn Scheme> {
+    SCHEMES.iter().copied().find(|s| s.spelling().data_type == data_type)
+}
+
+#[cfg(test)]
+mod tests;
