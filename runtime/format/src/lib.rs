@@ -5,7 +5,9 @@
 //!
 //! - [`quant`]: how frozen weights are packed, and how the exported ONNX spells it;
 //! - [`points`]: where an adapter may be inserted into a base;
-//! - [`metadata`]: what an exported file says about itself.
+//! - [`metadata`]: what an exported file says about itself;
+//! - [`record`]: an adapter as bytes (`docs/adapter-format.md`);
+//! - [`state`]: what resuming a run needs beyond the record.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -13,3 +15,5 @@
 pub mod metadata;
 pub mod points;
 pub mod quant;
+pub mod record;
+pub mod state;
