@@ -1,1 +1,4 @@
 //! The runtime of Inlay: map a base, train an adapter, predict, on the device.
+
+/// NumPy archives.
+pub mod npz;

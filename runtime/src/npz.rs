@@ -1,0 +1,517 @@
+//! NumPy archives: `.npz` files of named arrays, read and written.
+//!
+//! The reader is written for files that nobody vouches for: a header is believed only as far as its array's bytes go.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+/// Most arrays of one archive.
+pub const MAX_ARRAYS: usize = 1024;
+/// Most dimensions of one array.
+pub const MAX_DIMS: usize = 16;
+/// Longest header of one array (bytes).
+const MAX_HEADER_BYTES: usize = 1 << 16;
+
+/// The elements of an [`Array`].
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Values {
+    /// `float32`.
+    F32(Vec<f32>),
+    /// `int64`; `int32`, `int16`, `int8`, the unsigned types and `bool` are widened to it.
+    I64(Vec<i64>),
+}
+
+impl Values {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::I64(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `float32` or `int64`.
+    pub fn dtype(&self) -> &'static str {
+        match self {
+            Values::F32(_) => "float32",
+            Values::I64(_) => "int64",
+        }
+    }
+}
+
+/// An array: its shape, and its elements in row-major order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Array {
+    shape: Vec<usize>,
+    values: Values,
+}
+
+impl Array {
+    /// An array of floats, or `None` when `values` are not as many as `shape` says.
+    pub fn floats(shape: impl Into<Vec<usize>>, values: impl Into<Vec<f32>>) -> Option<Self> {
+        Self::new(shape.into(), Values::F32(values.into()))
+    }
+
+    /// An array of integers, or `None` when `values` are not as many as `shape` says.
+    pub fn ints(shape: impl Into<Vec<usize>>, values: impl Into<Vec<i64>>) -> Option<Self> {
+        Self::new(shape.into(), Values::I64(values.into()))
+    }
+
+    fn new(shape: Vec<usize>, values: Values) -> Option<Self> {
+        (element_count(&shape) == Some(values.len())).then_some(Array { shape, values })
+    }
+
+    /// The shape, outermost dimension first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// The elements, when they are floats.
+    pub fn as_floats(&self) -> Option<&[f32]> {
+        match &self.values {
+            Values::F32(values) => Some(values),
+            Values::I64(_) => None,
+        }
+    }
+
+    /// The elements, when they are integers.
+    pub fn as_ints(&self) -> Option<&[i64]> {
+        match &self.values {
+            Values::I64(values) => Some(values),
+            Values::F32(_) => None,
+        }
+    }
+}
+
+/// Why an archive cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NpzError {
+    /// The file cannot be opened, read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is no `.npz`.
+    #[error("{path}: not a NumPy .npz archive: {why}; write it with numpy.savez")]
+    Archive {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// An array in the archive cannot be used.
+    #[error("{path}: array \"{name}\": {why}")]
+    Array {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        name: String,
+        /// What is wrong, and the way out.
+        why: String,
+    },
+}
+
+/// Reads every array of the archive at `path`, in its order.
+///
+/// # Errors
+/// When the file is no `.npz`, is cut short or damaged, or holds an array of another type than [`Values`] lists.
+pub fn read(path: &Path) -> Result<Vec<(String, Array)>, NpzError> {
+    let io = |source| NpzError::Io { path: path.into(), source };
+    let archive = |why: &dyn fmt::Display| NpzError::Archive { path: path.into(), why: why.to_string() };
+    let file = File::open(path).map_err(io)?;
+    let mut zip = match ZipArchive::new(BufReader::new(file)) {
+        Ok(zip) => zip,
+        Err(zip::result::ZipError::Io(source)) => return Err(io(source)),
+        Err(error) => return Err(archive(&error)),
+    };
+    if zip.len() > MAX_ARRAYS {
+        return Err(archive(&format_args!("{} arrays, at most {MAX_ARRAYS} are allowed", zip.len())));
+    }
+    let mut arrays: Vec<(String, Array)> = Vec::with_capacity(zip.len());
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index).map_err(|error| archive(&error))?;
+        let name = entry.name().strip_suffix(".npy").unwrap_or(entry.name()).to_owned();
+        if arrays.iter().any(|(other, _)| *other == name) {
+            return Err(archive(&format_args!("array \"{name}\" is there twice")));
+        }
+        let bytes = entry.size();
+        let array = read_npy(&mut entry, bytes).map_err(|why| NpzError::Array {
+            path: path.into(),
+            name: name.clone(),
+            why: why.to_string(),
+        })?;
+        arrays.push((name, array));
+    }
+    Ok(arrays)
+}
+
+/// Writes `arrays` to an uncompressed archive at `path`, replacing what is there.
+///
+/// # Errors
+/// When the file cannot be written; what was at `path` is then untouched.
+pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, &'a Array)>) -> Result<(), NpzError> {
+    let io = |source| NpzError::Io { path: path.into(), source };
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let file = tempfile::Builder::new().prefix(".npz").tempfile_in(folder).map_err(io)?;
+    let file = write_zip(file, arrays).map_err(io)?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+fn write_zip<'a, W: Write + Seek>(writer: W, arrays: impl IntoIterator<Item = (&'a str, &'a Array)>) -> io::Result<W> {
+    let mut zip = ZipWriter::new(BufWriter::new(writer));
+    for (name, array) in arrays {
+        let bytes = array.values.len() as u64 * 8;
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .large_file(bytes > u64::from(u32::MAX) / 2);
+        zip.start_file(format!("{name}.npy"), options)?;
+        write_npy(&mut zip, array)?;
+    }
+    zip.finish()?.into_inner().map_err(|error| error.into_error())
+}
+
+fn write_npy(writer: &mut impl Write, array: &Array) -> io::Result<()> {
+    let dtype = match array.values {
+        Values::F32(_) => "<f4",
+        Values::I64(_) => "<i8",
+    };
+    let dims: String = array.shape.iter().map(|dim| format!("{dim}, ")).collect();
+    let dims = if array.shape.len() > 1 { dims.trim_end_matches(", ") } else { dims.trim_end() };
+    let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({dims}), }}");
+    // Magic, version and length take 10 bytes; the whole header is a multiple of 64 and ends in a line feed.
+    let padding = 63 - (10 + header.len()) % 64;
+    header.extend(std::iter::repeat_n(' ', padding));
+    header.push('\n');
+    let len = u16::try_from(header.len()).map_err(|_| io::Error::other("too many dimensions"))?;
+    writer.write_all(b"\x93NUMPY\x01\x00")?;
+    writer.write_all(&len.to_le_bytes())?;
+    writer.write_all(header.as_bytes())?;
+    match &array.values {
+        Values::F32(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+        Values::I64(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+    }
+}
+
+/// What is wrong with one array.
+#[derive(Debug, thiserror::Error)]
+enum NpyError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("not a .npy array")]
+    Magic,
+    #[error(".npy version {0}.{1} is not known; write it with numpy.savez")]
+    Version(u8, u8),
+    #[error("its header cannot be read: {0}")]
+    Header(&'static str),
+    #[error("type {0} is not supported; convert it with .astype(numpy.float32) or .astype(numpy.int64)")]
+    Dtype(String),
+    #[error("in Fortran order; convert it with numpy.ascontiguousarray")]
+    FortranOrder,
+    #[error("shape {shape:?} needs {needed} bytes, {found} are there")]
+    Size { shape: Vec<usize>, needed: u64, found: u64 },
+    #[error("element {0} does not fit into int64")]
+    Overflow(usize),
+}
+
+fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<Array, NpyError> {
+    let mut start = [0; 8];
+    read_all(reader, &mut start)?;
+    if &start[..6] != b"\x93NUMPY" {
+        return Err(NpyError::Magic);
+    }
+    let (header_len, start_len) = match (start[6], start[7]) {
+        (1, 0) => {
+            let mut len = [0; 2];
+            read_all(reader, &mut len)?;
+            (usize::from(u16::from_le_bytes(len)), 10)
+        }
+        (2 | 3, 0) => {
+            let mut len = [0; 4];
+            read_all(reader, &mut len)?;
+            (u32::from_le_bytes(len) as usize, 12)
+        }
+        (major, minor) => return Err(NpyError::Version(major, minor)),
+    };
+    if header_len > MAX_HEADER_BYTES {
+        return Err(NpyError::Header("it is too long"));
+    }
+    let mut header = vec![0; header_len];
+    read_all(reader, &mut header)?;
+    let header = Header::parse(std::str::from_utf8(&header).map_err(|_| NpyError::Header("it is no text"))?)?;
+    if header.fortran_order && header.shape.len() > 1 {
+        return Err(NpyError::FortranOrder);
+    }
+    let dtype = Dtype::parse(&header.descr).ok_or(NpyError::Dtype(header.descr))?;
+    let found = bytes.saturating_sub((start_len + header_len) as u64);
+    let needed = element_count(&header.shape)
+        .and_then(|count| u64::try_from(count).ok()?.checked_mul(dtype.bytes() as u64))
+        .ok_or(NpyError::Header("its shape is too large"))?;
+    if needed != found {
+        return Err(NpyError::Size { shape: header.shape, needed, found });
+    }
+    // `found` is what the archive's directory claims: memory grows with what is really there.
+    let mut data = Vec::new();
+    reader.take(needed.saturating_add(1)).read_to_end(&mut data)?;
+    if data.len() as u64 != needed {
+        return Err(NpyError::Size { shape: header.shape, needed, found: data.len() as u64 });
+    }
+    let values = dtype.decode(&data)?;
+    Ok(Array { shape: header.shape, values })
+}
+
+fn read_all(reader: &mut impl Read, buffer: &mut [u8]) -> Result<(), NpyError> {
+    reader.read_exact(buffer).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => NpyError::Magic,
+        _ => NpyError::Io(error),
+    })
+}
+
+fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))
+}
+
+#[derive(Clone, Copy)]
+enum Dtype {
+    F32,
+    F64,
+    Int { bytes: usize, signed: bool },
+}
+
+impl Dtype {
+    fn parse(descr: &str) -> Option<Self> {
+        let descr = descr.strip_prefix(['<', '|', '=']).unwrap_or(descr);
+        Some(match descr {
+            "f4" => Dtype::F32,
+            "f8" => Dtype::F64,
+            "i1" => Dtype::Int { bytes: 1, signed: true },
+            "i2" => Dtype::Int { bytes: 2, signed: true },
+            "i4" => Dtype::Int { bytes: 4, signed: true },
+            "i8" => Dtype::Int { bytes: 8, signed: true },
+            "u1" | "b1" => Dtype::Int { bytes: 1, signed: false },
+            "u2" => Dtype::Int { bytes: 2, signed: false },
+            "u4" => Dtype::Int { bytes: 4, signed: false },
+            "u8" => Dtype::Int { bytes: 8, signed: false },
+            _ => return None,
+        })
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F64 => 8,
+            Dtype::Int { bytes, .. } => bytes,
+        }
+    }
+
+    fn decode(self, data: &[u8]) -> Result<Values, NpyError> {
+        Ok(match self {
+            Dtype::F32 => Values::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::F64 => Values::F32(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()),
+            Dtype::Int { bytes, signed } => Values::I64(
+                data.chunks_exact(bytes)
+                    .enumerate()
+                    .map(|(i, chunk)| {
+                        let negative = signed && chunk[bytes - 1] & 0x80 != 0;
+                        let mut wide = [if negative { 0xff } else { 0 }; 8];
+                        wide[..bytes].copy_from_slice(chunk);
+                        let value = i64::from_le_bytes(wide);
+                        if value < 0 && !negative { Err(NpyError::Overflow(i)) } else { Ok(value) }
+                    })
+                    .collect::<Result<_, _>>()?,
+            ),
+        })
+    }
+}
+
+/// The dictionary in front of an array's bytes.
+struct Header {
+    descr: String,
+    fortran_order: bool,
+    shape: Vec<usize>,
+}
+
+impl Header {
+    /// Reads `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`: these three keys in any order.
+    fn parse(text: &str) -> Result<Self, NpyError> {
+        let bad = NpyError::Header;
+        let mut rest = text.trim().strip_prefix('{').ok_or(bad("no dictionary"))?.trim_start();
+        let (mut descr, mut fortran_order, mut shape) = (None, None, None);
+        while !rest.starts_with('}') {
+            let (key, after) = quoted(rest).ok_or(bad("no key"))?;
+            let after = after.trim_start().strip_prefix(':').ok_or(bad("no colon after a key"))?.trim_start();
+            let after = match key {
+                "descr" => {
+                    let (value, after) = quoted(after).ok_or_else(|| NpyError::Dtype("with named fields".into()))?;
+                    descr = Some(value.to_owned());
+                    after
+                }
+                "fortran_order" => {
+                    let (value, after) = match (after.strip_prefix("False"), after.strip_prefix("True")) {
+                        (Some(after), _) => (false, after),
+                        (_, Some(after)) => (true, after),
+                        _ => return Err(bad("fortran_order is neither True nor False")),
+                    };
+                    fortran_order = Some(value);
+                    after
+                }
+                "shape" => {
+                    let (dims, after) = after
+                        .strip_prefix('(')
+                        .and_then(|after| after.split_once(')'))
+                        .ok_or(bad("shape is no tuple"))?;
+                    let dims = dims.split(',').map(str::trim).filter(|dim| !dim.is_empty());
+                    let dims: Vec<usize> = dims
+                        .map(str::parse)
+                        .collect::<Result<_, _>>()
+                        .map_err(|_| bad("shape is no tuple of sizes"))?;
+                    if dims.len() > MAX_DIMS {
+                        return Err(bad("too many dimensions"));
+                    }
+                    shape = Some(dims);
+                    after
+                }
+                _ => return Err(bad("an unknown key")),
+            };
+            let after = after.trim_start();
+            rest = after.strip_prefix(',').unwrap_or(after).trim_start();
+        }
+        match (descr, fortran_order, shape) {
+            (Some(descr), Some(fortran_order), Some(shape)) => Ok(Header { descr, fortran_order, shape }),
+            _ => Err(bad("a key is missing")),
+        }
+    }
+}
+
+/// A quoted string at the start of `text`, and what follows it.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
+    text[1..].split_once(quote)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn parse(header: &str, data: &[u8]) -> Result<Array, NpyError> {
+        let bytes = npy(header, data);
+        read_npy(&mut bytes.as_slice(), bytes.len() as u64)
+    }
+
+    #[test]
+    fn archives_round_trip() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let arrays = [
+            ("x", Array::floats([2, 3], [1.0, -2.5, 3e-20, 4.0, f32::MAX, 0.0]).unwrap()),
+            ("labels", Array::ints([3], [-1, 0, i64::MAX]).unwrap()),
+            ("scalar", Array::floats([], [7.0]).unwrap()),
+            ("none", Array::ints([0, 4], []).unwrap()),
+        ];
+        write(&path, arrays.iter().map(|(name, array)| (*name, array))).unwrap();
+        let read = read(&path).unwrap();
+        for ((name, array), (read_name, read)) in arrays.iter().zip(&read) {
+            assert_eq!((*name, array), (read_name.as_str(), read));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn headers_as_numpy_writes_them() {
+        let mut bytes = Vec::new();
+        write_npy(&mut bytes, &Array::floats([3], [0.0; 3]).unwrap()).unwrap();
+        assert_eq!(&bytes[10..68], b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,), } ");
+        assert_eq!((bytes.len() - 12) % 64, 0);
+        let one = 1.5f64.to_le_bytes();
+        let array = parse("{'shape': (1, 1), 'fortran_order': False, \"descr\": '<f8'}\n", &one).unwrap();
+        assert_eq!(array, Array::floats([1, 1], [1.5]).unwrap());
+        let array = parse("{'descr': '|b1', 'fortran_order': False, 'shape': (2,), }", &[0, 1]).unwrap();
+        assert_eq!(array, Array::ints([2], [0, 1]).unwrap());
+        let array = parse("{'descr': '<i2', 'fortran_order': True, 'shape': (1,), }", &[0xfe, 0xff]).unwrap();
+        assert_eq!(array, Array::ints([1], [-2]).unwrap());
+    }
+
+    #[test]
+    fn hostile_headers_are_errors() {
+        let errors = [
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846975, 1024), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': 1, }",
+            "{'descr': '<f4', 'fortran_order': False, }",
+            "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,), }",
+            "{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '<f2', 'fortran_order': False, 'shape': (2,), }",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'x': 1}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)",
+            "{'descr",
+            "",
+        ];
+        for header in errors {
+            assert!(parse(header, &[0; 4]).is_err(), "{header}");
+        }
+        for cut in 0..60 {
+            let bytes = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", &[0; 4]);
+            assert!(read_npy(&mut &bytes[..cut], cut as u64).is_err(), "cut at {cut}");
+        }
+        let u64_max = parse("{'descr': '<u8', 'fortran_order': False, 'shape': (1,), }", &[0xff; 8]);
+        assert!(matches!(u64_max, Err(NpyError::Overflow(0))));
+    }
+
+    #[test]
+    fn what_is_no_archive_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        assert!(matches!(read(&path), Err(NpzError::Io { .. })));
+        std::fs::write(&path, b"not a zip").unwrap();
+        assert!(matches!(read(&path), Err(NpzError::Archive { .. })));
+        let array = Array::floats([64], vec![1.0; 64]).unwrap();
+        write(&path, [("x", &array)]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in [0, 40, 200, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            assert!(read(&path).is_err(), "cut at {cut}");
+        }
+        let mut flipped = bytes.clone();
+        flipped[200] ^= 1;
+        std::fs::write(&path, &flipped).unwrap();
+        assert!(read(&path).is_err(), "the checksum of an entry is checked");
+    }
+}
