@@ -37,6 +37,7 @@ from transformers import get_scheduler
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "fixtures"))
 import models  # noqa: E402
+from traces import drop_stack_traces  # noqa: E402
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 SMALLEST_QUANTIZED = 256  # elements; smaller weights stay f32
@@ -163,7 +164,7 @@ def export_source(name: str) -> None:
         axes = {name: source.axes for name in source.names} | {output: {0: "batch"}}
         keep = {} if source.folded else dict(training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False)
         torch.onnx.export(model, traced, path, dynamo=False, dynamic_axes=axes, **common, **keep)
-    models.drop_stack_traces(path)
+    drop_stack_traces(path)
 
 
 def base_model(name: str, int8: bool) -> tuple:
