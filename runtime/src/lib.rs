@@ -2,3 +2,5 @@
 
 /// NumPy archives.
 pub mod npz;
+
+pub mod store;

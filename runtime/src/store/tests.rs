@@ -1,0 +1,239 @@
+use std::thread;
+
+use inlay_format::record::{self, BaseId, Dtype, Header, LORA_KIND, PointValues, RecordError};
+use inlay_format::state::{self, ADAMW, StateError};
+use tempfile::TempDir;
+
+use super::*;
+
+fn store() -> (TempDir, AdapterStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = AdapterStore::open(folder.path().join("a/b")).unwrap();
+    (folder, store)
+}
+
+/// A record whose values are `value`.
+fn record(value: f32) -> Vec<u8> {
+    let header =
+        Header { base: BaseId([0; 16]), kind: LORA_KIND, dtype: Dtype::F32, rslora: false, rank: 1, alpha: 1.0 };
+    let mut points = [PointValues { path: "fc1", tensors: &[&[value; 50], &[value; 7]] }];
+    let mut bytes = vec![0; record::encoded_len(&header, &points).unwrap()];
+    record::encode(&header, &mut points, &mut bytes).unwrap();
+    bytes
+}
+
+fn checksum(record: &[u8]) -> RecordChecksum {
+    Record::decode(record).unwrap().checksum()
+}
+
+fn state_of(record: &[u8]) -> Vec<u8> {
+    let header = state::Header { record: checksum(record), optimizer: ADAMW, step: 3, seed: 1 };
+    let arrays: [&[&[f32]]; 1] = [&[&[0.5; 57]]];
+    let mut bytes = vec![0; state::encoded_len(&header, &arrays).unwrap()];
+    state::encode(&header, &arrays, &mut bytes).unwrap();
+    bytes
+}
+
+fn files(store: &AdapterStore) -> Vec<String> {
+    let mut files: Vec<String> = fs::read_dir(store.dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|file| file != LOCK_FILE)
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn save_load_list_delete() {
+    let (_folder, store) = store();
+    assert!(store.list().unwrap().is_empty());
+    for (user, value) in [("anna", 1.0), ("Anna", 2.0), ("../..", 3.0), ("anna", 4.0)] {
+        store.save(user, &record(value)).unwrap();
+        assert_eq!(store.load(user).unwrap(), record(value));
+    }
+    assert_eq!(store.list().unwrap(), ["../..", "Anna", "anna"]);
+    let reopened = AdapterStore::open_existing(store.dir()).unwrap();
+    assert_eq!(reopened.load("Anna").unwrap(), record(2.0));
+    store.delete("Anna").unwrap();
+    assert_eq!(store.list().unwrap(), ["../..", "anna"]);
+    assert_eq!(store.load_if_any("Anna").unwrap(), None);
+    assert_eq!(files(&store), ["%2e%2e%2f%2e%2e.adapter", "anna.adapter"]);
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let (folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    for missing in [store.load("ben").unwrap_err(), store.delete("ben").unwrap_err()] {
+        assert!(matches!(missing, StoreError::NoAdapter { .. }), "{missing}");
+        assert!(missing.to_string().contains("\"ben\"") && missing.to_string().ends_with("it holds \"anna\""));
+    }
+    let nowhere = AdapterStore::open_existing(folder.path().join("nowhere")).unwrap_err();
+    assert!(matches!(nowhere, StoreError::NoStore { .. }), "{nowhere}");
+    assert!(!folder.path().join("nowhere").exists());
+    fs::write(folder.path().join("file"), "").unwrap();
+    for opened in [AdapterStore::open(folder.path().join("file")), AdapterStore::open(folder.path().join("file/x"))] {
+        assert!(matches!(opened, Err(StoreError::Io { .. })), "{opened:?}");
+    }
+}
+
+#[test]
+fn damaged_records_are_refused_by_file() {
+    let (_folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    let path = store.path_of("anna").unwrap();
+    let whole = fs::read(&path).unwrap();
+    for (damaged, cut) in [(&whole[..100], true), (&[], true), (&[&whole[..], &[0]].concat(), false)] {
+        fs::write(&path, damaged).unwrap();
+        let refused = store.load("anna").unwrap_err();
+        assert!(refused.to_string().contains(path.to_str().unwrap()), "{refused}");
+        match refused {
+            StoreError::Record { source: RecordError::Truncated { .. }, .. } => assert!(cut),
+            StoreError::Record { source: RecordError::TrailingBytes { .. }, .. } => assert!(!cut),
+            other => panic!("{other}"),
+        }
+    }
+    // The way out of a damaged file: a new record.
+    store.save("anna", &record(2.0)).unwrap();
+    assert_eq!(store.load("anna").unwrap(), record(2.0));
+}
+
+#[test]
+fn what_is_not_a_record_is_not_saved() {
+    let (_folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    let mut altered = record(2.0);
+    altered[60] ^= 1;
+    for bytes in [&altered[..], &altered[..50], b"hello"] {
+        assert!(matches!(store.save("anna", bytes), Err(StoreError::NotSaved { .. })));
+    }
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
+}
+
+#[test]
+fn saving_over_what_changed_is_refused() {
+    let (_folder, store) = store();
+    store.save_over("anna", &record(1.0), None).unwrap();
+    assert!(matches!(store.save_over("anna", &record(2.0), None), Err(StoreError::Changed { .. })));
+    store.save_over("anna", &record(2.0), Some(checksum(&record(1.0)))).unwrap();
+    let refused = store.save_over("anna", &record(3.0), Some(checksum(&record(1.0)))).unwrap_err();
+    match refused {
+        StoreError::Changed { expected, found, .. } => {
+            assert_eq!(expected, Some(checksum(&record(1.0))));
+            assert_eq!(found, Some(checksum(&record(2.0))));
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(store.load("anna").unwrap(), record(2.0));
+}
+
+#[test]
+fn states_belong_to_one_record() {
+    let (_folder, store) = store();
+    let (old, new) = (record(1.0), record(2.0));
+    assert!(matches!(store.save_state("anna", &state_of(&old)), Err(StoreError::NoAdapter { .. })));
+    store.save("anna", &old).unwrap();
+    assert_eq!(store.load_state("anna").unwrap(), None);
+    store.save_state("anna", &state_of(&old)).unwrap();
+    assert_eq!(store.load_state("anna").unwrap(), Some(state_of(&old)));
+    let refused = store.save_state("anna", &state_of(&new)).unwrap_err();
+    assert!(matches!(refused, StoreError::State { source: StateError::OtherRecord { .. }, .. }), "{refused}");
+    store.save("anna", &new).unwrap();
+    assert_eq!(store.load_state("anna").unwrap(), None, "the state outlived its record");
+
+    // As a crash between the record and the removal of its state would leave it.
+    fs::write(store.dir().join("anna.state"), state_of(&old)).unwrap();
+    let refused = store.load_state("anna").unwrap_err();
+    assert!(matches!(refused, StoreError::State { source: StateError::OtherRecord { .. }, .. }), "{refused}");
+    store.delete("anna").unwrap();
+    assert!(files(&store).is_empty());
+}
+
+#[test]
+fn leftovers_are_swept_and_strangers_kept() {
+    let (_folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    for file in ["anna.adapter.tmp", "ben.state.tmp", "notes.tmp", "README"] {
+        fs::write(store.dir().join(file), "x").unwrap();
+    }
+    // A live writer's file is not a leftover.
+    let writing = store.lock().unwrap();
+    AdapterStore::open(store.dir()).unwrap();
+    assert!(files(&store).contains(&"anna.adapter.tmp".into()));
+    drop(writing);
+    AdapterStore::open(store.dir()).unwrap();
+    assert_eq!(files(&store), ["README", "anna.adapter", "notes.tmp"]);
+    assert_eq!(store.list().unwrap(), ["anna"]);
+}
+
+#[test]
+fn a_leftover_does_not_stop_the_next_save() {
+    let (_folder, store) = store();
+    fs::write(store.dir().join("anna.adapter.tmp"), "x").unwrap();
+    store.save("anna", &record(1.0)).unwrap();
+    assert_eq!(files(&store), ["anna.adapter"]);
+}
+
+#[test]
+fn a_failed_save_leaves_nothing_behind() {
+    let (_folder, store) = store();
+    // A folder where the record should be: the rename fails, after the temporary file was written.
+    fs::create_dir(store.path_of("anna").unwrap()).unwrap();
+    let refused = store.save("anna", &record(1.0)).unwrap_err();
+    assert!(matches!(refused, StoreError::Io { action: Action::Rename, .. }), "{refused}");
+    assert_eq!(files(&store), ["anna.adapter"]);
+}
+
+#[test]
+fn writers_take_turns_and_readers_see_whole_records() {
+    let (_folder, store) = store();
+    store.save("anna", &record(0.0)).unwrap();
+    let (store, whole) = (&store, [0, 1, 2, 3].map(|value| record(value as f32)));
+    let whole = &whole;
+    thread::scope(|scope| {
+        for writer in whole {
+            scope.spawn(move || (0..25).for_each(|_| store.save("anna", writer).unwrap()));
+        }
+        scope.spawn(move || (0..200).for_each(|_| assert!(whole.contains(&store.load("anna").unwrap()))));
+    });
+    assert_eq!(files(store), ["anna.adapter"]);
+}
+
+#[test]
+fn concurrent_read_modify_write_loses_nothing() {
+    const EACH: usize = 20;
+    let (_folder, store) = store();
+    store.save("count", &record(0.0)).unwrap();
+    let count = |record: &[u8]| {
+        let record = Record::decode(record).unwrap();
+        record.point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap()
+    };
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let mut done = 0;
+                while done < EACH {
+                    let old = store.load("count").unwrap();
+                    match store.save_over("count", &record(count(&old) + 1.0), Some(checksum(&old))) {
+                        Ok(()) => done += 1,
+                        Err(StoreError::Changed { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(count(&store.load("count").unwrap()), (3 * EACH) as f32);
+}
+
+#[cfg(unix)]
+#[test]
+fn files_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&store.path_of("anna").unwrap()) & 0o077, 0);
+    assert_eq!(mode(store.dir()) & 0o077, 0);
+}
