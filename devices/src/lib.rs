@@ -18,3 +18,9 @@ pub mod backend;
 
 /// The reference backend: plain bodies, in f32 or f64.
 pub mod plain;
+
+/// What is known of families of Vulkan devices.
+pub mod profiles;
+
+/// The Vulkan backend.
+pub mod vulkan;

@@ -240,7 +240,10 @@ impl Program {
                         ));
                     }
                     if !slot.offset.is_multiple_of(SLOT_ALIGN) {
-                        return Err(fail(binding.name, format!("{slot:?} does not start at a multiple of {SLOT_ALIGN}")));
+                        return Err(fail(
+                            binding.name,
+                            format!("{slot:?} does not start at a multiple of {SLOT_ALIGN}"),
+                        ));
                     }
                     let end = slot.offset.checked_add(slot.len);
                     if end.is_none_or(|end| end > self.region_len(slot.region)) {

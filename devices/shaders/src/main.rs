@@ -17,8 +17,8 @@ use std::{env, fs, io};
 use glslang::error::GlslangError;
 use glslang::include::{IncludeHandler, IncludeResult, IncludeType};
 use glslang::{
-    Compiler, CompilerOptions, GlslProfile, ShaderInput, ShaderMessage, ShaderSource, ShaderStage,
-    SourceLanguage, SpirvVersion, Target, VulkanVersion,
+    Compiler, CompilerOptions, GlslProfile, ShaderInput, ShaderMessage, ShaderSource, ShaderStage, SourceLanguage,
+    SpirvVersion, Target, VulkanVersion,
 };
 
 /// The include that stands for each quantization scheme in turn.
@@ -47,10 +47,7 @@ fn main() -> ExitCode {
     };
     match run(check) {
         Ok(count) => {
-            eprintln!(
-                "{count} shaders {}",
-                if check { "up to date" } else { "compiled" }
-            );
+            eprintln!("{count} shaders {}", if check { "up to date" } else { "compiled" });
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -68,15 +65,10 @@ fn run(check: bool) -> Result<usize, Error> {
     let out = kernels.join("spirv");
 
     let modules = compile_all(&kernels, &quant)?;
-    let mut files: BTreeMap<String, Vec<u8>> = modules
-        .iter()
-        .map(|(name, words)| (format!("{name}.spv"), bytes(words)))
-        .collect();
+    let mut files: BTreeMap<String, Vec<u8>> =
+        modules.iter().map(|(name, words)| (format!("{name}.spv"), bytes(words))).collect();
     files.insert("mod.rs".to_owned(), list(modules.keys()).into_bytes());
-    let stale: Vec<String> = names_in(&out)?
-        .into_iter()
-        .filter(|name| !files.contains_key(name))
-        .collect();
+    let stale: Vec<String> = names_in(&out)?.into_iter().filter(|name| !files.contains_key(name)).collect();
 
     if check {
         let changed = files
@@ -84,18 +76,9 @@ fn run(check: bool) -> Result<usize, Error> {
             .filter(|(name, bytes)| fs::read(out.join(name)).ok().as_ref() != Some(bytes))
             .map(|(name, _)| name.clone());
         let differing: Vec<String> = changed.chain(stale).collect();
-        return if differing.is_empty() {
-            Ok(modules.len())
-        } else {
-            Err(Error::OutOfDate(differing))
-        };
+        return if differing.is_empty() { Ok(modules.len()) } else { Err(Error::OutOfDate(differing)) };
     }
-    let io = |path: &Path, result: io::Result<()>| {
-        result.map_err(|source| Error::Io {
-            path: path.to_owned(),
-            source,
-        })
-    };
+    let io = |path: &Path, result: io::Result<()>| result.map_err(|source| Error::Io { path: path.to_owned(), source });
     io(&out, fs::create_dir_all(&out))?;
     for (name, bytes) in &files {
         let path = out.join(name);
@@ -117,56 +100,33 @@ fn compile_all(kernels: &Path, quant: &Path) -> Result<BTreeMap<String, Vec<u32>
     let mut modules = BTreeMap::new();
     for kernel in stems(kernels, "comp")? {
         let path = kernels.join(format!("{kernel}.comp"));
-        let source = fs::read_to_string(&path).map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })?;
-        let variants: Vec<Option<&str>> =
-            if source.contains(&format!("#include \"{SCHEME_INCLUDE}\"")) {
-                schemes.iter().map(|scheme| Some(scheme.as_str())).collect()
-            } else {
-                vec![None]
-            };
+        let source = fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let variants: Vec<Option<&str>> = if source.contains(&format!("#include \"{SCHEME_INCLUDE}\"")) {
+            schemes.iter().map(|scheme| Some(scheme.as_str())).collect()
+        } else {
+            vec![None]
+        };
         for scheme in variants {
             let name = scheme.map_or_else(|| kernel.clone(), |scheme| format!("{kernel}.{scheme}"));
-            let mut includes = Includes {
-                kernels,
-                scheme: scheme.map(|scheme| quant.join(format!("{scheme}.glsl"))),
-            };
-            let words =
-                compile(compiler, &source, &mut includes).map_err(|source| Error::Compile {
-                    name: name.clone(),
-                    source,
-                })?;
+            let mut includes = Includes { kernels, scheme: scheme.map(|scheme| quant.join(format!("{scheme}.glsl"))) };
+            let words = compile(compiler, &source, &mut includes)
+                .map_err(|source| Error::Compile { name: name.clone(), source })?;
             modules.insert(name, without_debug(&words));
         }
     }
     Ok(modules)
 }
 
-fn compile(
-    compiler: &Compiler,
-    source: &str,
-    includes: &mut Includes,
-) -> Result<Vec<u32>, GlslangError> {
+fn compile(compiler: &Compiler, source: &str, includes: &mut Includes) -> Result<Vec<u32>, GlslangError> {
     let source = ShaderSource::from(source);
     let options = CompilerOptions {
         source_language: SourceLanguage::GLSL,
-        target: Target::Vulkan {
-            version: VulkanVersion::Vulkan1_1,
-            spirv_version: SpirvVersion::SPIRV1_3,
-        },
+        target: Target::Vulkan { version: VulkanVersion::Vulkan1_1, spirv_version: SpirvVersion::SPIRV1_3 },
         version_profile: Some((450, GlslProfile::None)),
         messages: ShaderMessage::DEFAULT,
     };
     let defines: Option<&[(&str, Option<&str>)]> = None;
-    let input = ShaderInput::new(
-        &source,
-        ShaderStage::Compute,
-        &options,
-        defines,
-        Some(includes),
-    )?;
+    let input = ShaderInput::new(&source, ShaderStage::Compute, &options, defines, Some(includes))?;
     compiler.create_shader(input)?.compile()
 }
 
@@ -177,23 +137,10 @@ struct Includes<'a> {
 }
 
 impl IncludeHandler for Includes<'_> {
-    fn include(
-        &mut self,
-        _: IncludeType,
-        header: &str,
-        _: &str,
-        _: usize,
-    ) -> Option<IncludeResult> {
-        let path = if header == SCHEME_INCLUDE {
-            self.scheme.clone()?
-        } else {
-            self.kernels.join(header)
-        };
+    fn include(&mut self, _: IncludeType, header: &str, _: &str, _: usize) -> Option<IncludeResult> {
+        let path = if header == SCHEME_INCLUDE { self.scheme.clone()? } else { self.kernels.join(header) };
         let data = fs::read_to_string(path).ok()?;
-        Some(IncludeResult {
-            name: header.to_owned(),
-            data,
-        })
+        Some(IncludeResult { name: header.to_owned(), data })
     }
 }
 
@@ -225,8 +172,7 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
          pub const ALL: &[(&str, &[u8])] = &[\n",
     );
     for name in names {
-        writeln!(text, "    (\"{name}\", include_bytes!(\"{name}.spv\")),")
-            .expect("writing to a string cannot fail");
+        writeln!(text, "    (\"{name}\", include_bytes!(\"{name}.spv\")),").expect("writing to a string cannot fail");
     }
     text.push_str("];\n");
     text
@@ -235,32 +181,19 @@ fn list<'a>(names: impl Iterator<Item = &'a String>) -> String {
 /// Sorted file names without their extension `ext`.
 fn stems(folder: &Path, ext: &str) -> Result<Vec<String>, Error> {
     let suffix = format!(".{ext}");
-    Ok(names_in(folder)?
-        .iter()
-        .filter_map(|name| name.strip_suffix(&suffix))
-        .map(str::to_owned)
-        .collect())
+    Ok(names_in(folder)?.iter().filter_map(|name| name.strip_suffix(&suffix)).map(str::to_owned).collect())
 }
 
 /// Sorted file names of a folder; none when it does not exist.
 fn names_in(folder: &Path) -> Result<Vec<String>, Error> {
-    let io = |source| Error::Io {
-        path: folder.to_owned(),
-        source,
-    };
+    let io = |source| Error::Io { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(io)?,
     };
     let mut names = Vec::new();
     for entry in entries {
-        names.push(
-            entry
-                .map_err(io)?
-                .file_name()
-                .to_string_lossy()
-                .into_owned(),
-        );
+        names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)

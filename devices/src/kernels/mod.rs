@@ -1,12 +1,13 @@
 //! Kernel contracts.
 //!
 //! One file a kernel: formula, shapes, bindings, parameters, the plain body (generic over f32 and f64) and sample
-//! cases. `<kernel>.comp` beside it is the GPU body; fast CPU bodies live in `cpu/`. [`ALL`] lists every kernel, and the
+//! cases. `<kernel>.comp` beside it is the GPU body; fast CPU bodies live in `cpu/`. [`kernels::ALL`] lists every kernel, and the
 //! conformance tests run every body of every kernel in it against the plain one.
 
 mod args;
 mod linear;
 mod real;
+pub mod spirv;
 mod unary;
 
 pub use args::{Arg, Args, MAX_BINDINGS};
