@@ -43,7 +43,7 @@ def interpreter(peer: str) -> Path:
     if peer == "onnxruntime" and not (3, 9) <= sys.version_info[:2] <= (3, 11):
         base = next((p for v in (11, 10, 9) if (p := shutil.which(f"python3.{v}"))), None)
         if base is None:
-            sys.exit("error: onnxruntime-training has wheels up to Python 3.11; install python3.11 or use --peers torch")
+            sys.exit("error: onnxruntime-training needs Python 3.9 to 3.11; install one or use --peers torch")
     print(f"installing {wanted.name} into {folder}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     output(base, "-m", "venv", folder)
@@ -108,9 +108,9 @@ def markdown(result: dict) -> str:
     lines = [
         "# MiniLM-L6: one LoRA training step on the CPU",
         "",
-        "all-MiniLM-L6-v2, mean pooling, a 42-class head, cross-entropy; LoRA of rank 4 on query and value in all layers, AdamW.",
-        f"Milliseconds a step: the median of {result['steps']} steps, the best of {result['rounds']} rounds. Lower is better. "
-        "Made by `./dev bench`.",
+        "all-MiniLM-L6-v2, mean pooling, a 42-class head, cross-entropy; LoRA of rank 4 on query and value in all layers,",
+        f"AdamW. Milliseconds a step: the median of {result['steps']} steps, the best of {result['rounds']} rounds. Lower is",
+        "better. Made by `./dev bench`.",
         "",
         "| batch x tokens | threads | " + " | ".join(titles) + " | Inlay / onnxruntime |",
         "|---|---|" + "---|" * (len(names) + 1),
