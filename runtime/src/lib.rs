@@ -4,3 +4,4 @@
 pub mod npz;
 
 pub mod store;
+pub mod peft;
