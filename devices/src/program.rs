@@ -1,6 +1,6 @@
 //! Static programs: what is computed, in which order, in which memory.
 
-use crate::kernels::{Access, Element, Kernel, KernelError};
+use crate::kernels::{Access, Element, Kernel, KernelError, Piece};
 use crate::weight::Weight;
 
 /// A flat memory region of 4-byte elements. All but [`Region::Ints`] hold floats.
@@ -136,6 +136,18 @@ pub struct Call {
     pub label: String,
 }
 
+impl Call {
+    fn piece(&self, piece: Piece) -> Call {
+        let operand = |binding: Option<usize>| binding.map_or(Operand::Absent, |binding| self.operands[binding]);
+        Call {
+            kernel: piece.kernel,
+            params: piece.params,
+            operands: piece.operands.into_iter().map(operand).collect(),
+            label: self.label.clone(),
+        }
+    }
+}
+
 /// A part of a program that is run as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Segment {
@@ -207,6 +219,31 @@ impl Program {
         Ok(())
     }
 
+    /// The same program, with the calls of kernels that are not `native` replaced by their decomposition where they
+    /// have one.
+    pub fn decomposed(&self, native: impl Fn(&dyn Kernel) -> bool) -> Program {
+        let expand = |calls: &[Call]| {
+            let mut expanded = Vec::with_capacity(calls.len());
+            for call in calls {
+                match call.kernel.decompose(&call.params) {
+                    Some(pieces) if !native(call.kernel) => {
+                        expanded.extend(pieces.into_iter().map(|piece| call.piece(piece)));
+                    }
+                    _ => expanded.push(call.clone()),
+                }
+            }
+            expanded
+        };
+        Program {
+            region_lens: self.region_lens,
+            consts: self.consts.clone(),
+            weights: self.weights.clone(),
+            forward: expand(&self.forward),
+            backward: expand(&self.backward),
+            update: expand(&self.update),
+        }
+    }
+
     fn validate_call(&self, call: &Call) -> Result<(), KernelError> {
         let bindings = call.kernel.bindings();
         let fail = |binding: &'static str, why: String| KernelError::Binding {
@@ -218,11 +255,19 @@ impl Program {
         if call.params.len() != call.kernel.params_words() || call.operands.len() != bindings.len() {
             return Err(fail("all", format!("{} words and {} operands", call.params.len(), call.operands.len())));
         }
+        let weight = call.operands.iter().find_map(|operand| match operand {
+            Operand::Weight(w) => self.weights.get(*w),
+            _ => None,
+        });
+        call.kernel.check(&call.params, weight).map_err(|why| fail("params", why))?;
         let lens = call.kernel.lens(&call.params);
         for (i, (binding, operand)) in bindings.iter().zip(&call.operands).enumerate() {
             match (operand, binding.element) {
-                (Operand::Absent, _) if binding.optional => {}
+                (Operand::Absent, _) if binding.optional && lens[i] == 0 => {}
                 (Operand::Absent, _) => return Err(fail(binding.name, "absent but required".into())),
+                (Operand::Slot(_), _) if binding.optional && lens[i] == 0 => {
+                    return Err(fail(binding.name, "present, but the parameters say that it is absent".into()));
+                }
                 (Operand::Weight(w), Element::Weight) => {
                     let weight = self.weights.get(*w).ok_or_else(|| fail(binding.name, format!("no weight {w}")))?;
                     if weight.k() * weight.n() < lens[i] {

@@ -2,6 +2,7 @@ use bytemuck::{Pod, Zeroable};
 use inlay_format::quant::{Layout, SCHEMES};
 
 use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, SampleOperand, sample, to_words};
+use crate::weight::Weight;
 
 /// Product with a frozen weight, forward or backward.
 ///
@@ -51,6 +52,19 @@ impl Contract for Linear {
         let m = p.m as usize;
         let bias = if p.flags & LinearParams::BIAS != 0 { outer } else { 0 };
         vec![m * inner, inner * outer, bias, m * outer]
+    }
+
+    fn check(p: &LinearParams, weight: Option<&Weight>) -> Result<(), String> {
+        let layout = if p.flags & LinearParams::LAYOUT_NK != 0 { Layout::NK } else { Layout::KN };
+        match weight {
+            Some(w) if w.layout() != layout || (w.k(), w.n()) != (p.k as usize, p.n as usize) => {
+                Err(format!("{w:?} is not {layout:?} [{}, {}]", p.k, p.n))
+            }
+            _ if p.flags & LinearParams::TRANSPOSE != 0 && p.flags & LinearParams::BIAS != 0 => {
+                Err("a transposed product takes no bias".into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn plain<T: Real>(p: &LinearParams, args: &mut Args<'_, T>) {

@@ -5,14 +5,45 @@
 //! conformance tests run every body of every kernel in it against the plain one.
 
 mod args;
+mod attention;
+mod attention_grad;
+mod binary;
+mod copy;
+mod fill;
+mod gather;
+mod im2col;
+mod layer_norm;
 mod linear;
+mod loss;
+mod matmul;
+mod optimizer;
+mod pool;
 mod real;
+mod reduce;
+mod select;
+mod softmax;
 pub mod spirv;
+pub mod strided;
 mod unary;
 
 pub use args::{Arg, Args, MAX_BINDINGS};
+pub use attention::{Attention, AttentionParams};
+pub use attention_grad::{AttentionGrad, AttentionGradParams};
+pub use binary::{Binary, BinaryOp, BinaryParams};
+pub use copy::{Copy, CopyParams};
+pub use fill::{Fill, FillParams};
+pub use gather::{Gather, GatherGrad, GatherParams, GatherRows, GatherRowsParams};
+pub use im2col::{Col2im, Im2col, Im2colParams};
+pub use layer_norm::{LayerNorm, LayerNormGrad, LayerNormParamGrad, LayerNormParams};
 pub use linear::{Linear, LinearParams};
+pub use loss::{Mse, MseParams, SoftmaxCrossEntropy, SoftmaxCrossEntropyParams};
+pub use matmul::{Matmul, MatmulParams};
+pub use optimizer::{AdamW, AdamWParams, GradNorm, GradsParams, Sgd, SgdParams, ZeroGrads};
+pub use pool::{Pool, PoolGrad, PoolOp, PoolParams};
 pub use real::Real;
+pub use reduce::{Reduce, ReduceOp, ReduceParams};
+pub use select::{Select, SelectParams};
+pub use softmax::{Softmax, SoftmaxGrad, SoftmaxParams};
 pub use unary::{Unary, UnaryOp, UnaryParams};
 
 use std::fmt;
@@ -24,7 +55,36 @@ use crate::program::Region;
 use crate::weight::Weight;
 
 /// Every kernel.
-pub static ALL: &[&dyn Kernel] = &[kernel::<Linear>(), kernel::<Unary>()];
+pub static ALL: &[&dyn Kernel] = &[
+    kernel::<Linear>(),
+    kernel::<Matmul>(),
+    kernel::<Attention>(),
+    kernel::<AttentionGrad>(),
+    kernel::<Softmax>(),
+    kernel::<SoftmaxGrad>(),
+    kernel::<LayerNorm>(),
+    kernel::<LayerNormGrad>(),
+    kernel::<LayerNormParamGrad>(),
+    kernel::<Unary>(),
+    kernel::<Binary>(),
+    kernel::<Select>(),
+    kernel::<Reduce>(),
+    kernel::<Copy>(),
+    kernel::<Fill>(),
+    kernel::<GatherRows>(),
+    kernel::<Gather>(),
+    kernel::<GatherGrad>(),
+    kernel::<Im2col>(),
+    kernel::<Col2im>(),
+    kernel::<Pool>(),
+    kernel::<PoolGrad>(),
+    kernel::<SoftmaxCrossEntropy>(),
+    kernel::<Mse>(),
+    kernel::<GradNorm>(),
+    kernel::<ZeroGrads>(),
+    kernel::<AdamW>(),
+    kernel::<Sgd>(),
+];
 
 /// Bit of a kernel's `flags`: outputs are added to (`+=`) instead of overwritten (`=`).
 pub const ACCUMULATE: u32 = 1;
@@ -52,6 +112,8 @@ pub enum Access {
     Write,
     /// Reads what is there, and writes.
     ReadWrite,
+    /// Working memory: undefined before the call and after it.
+    Scratch,
 }
 
 /// One operand of a kernel.
@@ -79,6 +141,10 @@ impl Binding {
     /// A float operand that is read and written, such as one that may be accumulated into.
     pub const fn read_write(name: &'static str) -> Self {
         Binding { name, element: Element::Float, access: Access::ReadWrite, optional: false }
+    }
+    /// Floats of working memory.
+    pub const fn scratch(name: &'static str) -> Self {
+        Binding { name, element: Element::Float, access: Access::Scratch, optional: false }
     }
     /// Integers that are read.
     pub const fn ints(name: &'static str) -> Self {
@@ -137,6 +203,22 @@ pub trait Contract: Sync + 'static {
     /// Elements of each binding that the kernel may touch.
     fn lens(params: &Self::Params) -> Vec<usize>;
 
+    /// Refuses parameters that no body can run, and a bound weight of another shape or layout.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    fn check(params: &Self::Params, weight: Option<&Weight>) -> Result<(), String> {
+        let _ = (params, weight);
+        Ok(())
+    }
+
+    /// The same computation as calls of simpler kernels over the operands of this one, for backends without a body
+    /// of their own. `None` for kernels that every backend must have.
+    fn decompose(params: &Self::Params) -> Option<Vec<Piece>> {
+        let _ = params;
+        None
+    }
+
     /// The plain body: the truth that every other body is tested against. Sums are taken in `T`.
     fn plain<T: Real>(params: &Self::Params, args: &mut Args<'_, T>);
 
@@ -158,6 +240,13 @@ pub trait Kernel: Sync {
     fn params_words(&self) -> usize;
     /// Elements of each binding that a call with these parameters may touch.
     fn lens(&self, params: &[u32]) -> Vec<usize>;
+    /// Refuses parameters that no body can run, and a bound weight of another shape or layout.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    fn check(&self, params: &[u32], weight: Option<&Weight>) -> Result<(), String>;
+    /// The same computation as calls of simpler kernels; see [`Contract::decompose`].
+    fn decompose(&self, params: &[u32]) -> Option<Vec<Piece>>;
     /// Workgroups of the GPU body.
     fn workgroups(&self, params: &[u32]) -> [u32; 3];
     /// The plain body in f32.
@@ -195,6 +284,12 @@ impl<C: Contract> Kernel for Erased<C> {
     fn lens(&self, params: &[u32]) -> Vec<usize> {
         C::lens(&from_words(params))
     }
+    fn check(&self, params: &[u32], weight: Option<&Weight>) -> Result<(), String> {
+        C::check(&from_words(params), weight)
+    }
+    fn decompose(&self, params: &[u32]) -> Option<Vec<Piece>> {
+        C::decompose(&from_words(params))
+    }
     fn workgroups(&self, params: &[u32]) -> [u32; 3] {
         C::workgroups(&from_words(params))
     }
@@ -206,6 +301,24 @@ impl<C: Contract> Kernel for Erased<C> {
     }
     fn samples(&self) -> Vec<Sample> {
         C::samples()
+    }
+}
+
+/// A call of a simpler kernel that does a part of a kernel's work.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// The simpler kernel.
+    pub kernel: &'static dyn Kernel,
+    /// Its parameters, as words.
+    pub params: Vec<u32>,
+    /// For each of its bindings, the binding of the decomposed kernel that is connected to it; `None` is absent.
+    pub operands: Vec<Option<usize>>,
+}
+
+impl Piece {
+    /// A call of `C`.
+    pub fn new<C: Contract>(params: &C::Params, operands: impl Into<Vec<Option<usize>>>) -> Self {
+        Piece { kernel: kernel::<C>(), params: to_words(params), operands: operands.into() }
     }
 }
 
@@ -241,6 +354,30 @@ pub struct Sample {
     pub params: Vec<u32>,
     /// Operands, one per binding. Everything written starts with defined values, so that accumulation shows.
     pub operands: Vec<SampleOperand>,
+}
+
+impl Sample {
+    /// A call of `C` with random floats in every float operand, optional ones of no elements absent. Integers and
+    /// weights are left absent, to be given by [`Sample::with`].
+    pub fn random<C: Contract>(seed: u64, params: &C::Params) -> Self
+    where
+        C::Params: fmt::Debug,
+    {
+        let operands = C::BINDINGS.iter().zip(C::lens(params)).enumerate().map(|(i, (binding, len))| {
+            if binding.element != Element::Float || binding.optional && len == 0 {
+                SampleOperand::Absent
+            } else {
+                SampleOperand::Floats(sample::floats(seed * MAX_BINDINGS as u64 + i as u64, len))
+            }
+        });
+        Sample { label: format!("{params:?}"), params: to_words(params), operands: operands.collect() }
+    }
+
+    /// The same call with another operand at binding `at`.
+    pub fn with(mut self, at: usize, operand: SampleOperand) -> Self {
+        self.operands[at] = operand;
+        self
+    }
 }
 
 /// Workgroups that cover `items` with `per_group` each, as x and y, neither above 65535. The body's group

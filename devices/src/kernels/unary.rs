@@ -1,6 +1,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, SampleOperand, cover, sample, to_words};
+use crate::weight::Weight;
 
 /// Elementwise function, or its gradient.
 ///
@@ -196,10 +197,6 @@ fn sigmoid<T: Real>(x: T) -> T {
     T::of(1.0) / (T::of(1.0) + (-x).exp())
 }
 
-fn op_from(code: u32) -> UnaryOp {
-    UnaryOp::ALL[code as usize]
-}
-
 impl Contract for Unary {
     type Params = UnaryParams;
     const NAME: &'static str = "unary";
@@ -211,9 +208,13 @@ impl Contract for Unary {
         vec![len, if p.flags & UnaryParams::GRADIENT != 0 { len } else { 0 }, len]
     }
 
+    fn check(p: &UnaryParams, _: Option<&Weight>) -> Result<(), String> {
+        if p.op as usize >= UnaryOp::ALL.len() { Err(format!("no function {}", p.op)) } else { Ok(()) }
+    }
+
     fn plain<T: Real>(p: &UnaryParams, args: &mut Args<'_, T>) {
         let (x, dy, y) = (args.input(0), args.optional_input(1), args.output(2));
-        let (op, a, b) = (op_from(p.op), T::of(f64::from(p.a)), T::of(f64::from(p.b)));
+        let (op, a, b) = (UnaryOp::ALL[p.op as usize], T::of(f64::from(p.a)), T::of(f64::from(p.b)));
         for i in 0..p.len as usize {
             let value = match dy {
                 None => op.value(x[i], a, b),
