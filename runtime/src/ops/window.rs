@@ -1,0 +1,70 @@
+use super::{NodeView, OpError};
+
+/// The sliding window of a convolution or pool, in two dimensions; one dimension is a height of 1.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Window {
+    pub size: [usize; 2],
+    pub out: [usize; 2],
+    pub kernel: [usize; 2],
+    pub stride: [usize; 2],
+    pub dilation: [usize; 2],
+    /// Top, left, bottom, right.
+    pub pad: [usize; 4],
+}
+
+/// The window of a node over dimensions `size`.
+pub(super) fn window(node: &NodeView<'_>, size: &[usize], kernel: &[usize]) -> Result<Window, OpError> {
+    let rank = size.len();
+    if rank > 2 || kernel.len() != rank {
+        return Err(OpError::Unsupported {
+            what: "a convolution or pool over more than two dimensions",
+            way_out: "leave the node out of the model",
+        });
+    }
+    match node.attributes.string("auto_pad", "NOTSET") {
+        "NOTSET" | "VALID" => {}
+        other => {
+            return Err(OpError::Value { what: "auto_pad", found: other.to_owned(), expected: "explicit pads" });
+        }
+    }
+    let list = |name: &'static str, len: usize, default: i64, min: i64| -> Result<Vec<usize>, OpError> {
+        let values = node.attributes.ints(name).map_or_else(|| vec![default; len], <[i64]>::to_vec);
+        if values.len() != len || values.iter().any(|&v| v < min || v > 1 << 16) {
+            return Err(OpError::Value {
+                what: name,
+                found: format!("{values:?}"),
+                expected: "one small number an axis",
+            });
+        }
+        Ok(values.into_iter().map(|v| v as usize).collect())
+    };
+    let (stride, dilation) = (list("strides", rank, 1, 1)?, list("dilations", rank, 1, 1)?);
+    let pads = list("pads", 2 * rank, 0, 0)?;
+    let ceil = node.attributes.int("ceil_mode", 0) != 0;
+    let mut window =
+        Window { size: [1; 2], out: [1; 2], kernel: [1; 2], stride: [1; 2], dilation: [1; 2], pad: [0; 4] };
+    for i in 0..rank {
+        let to = i + 2 - rank;
+        let span = kernel[i].checked_sub(1).and_then(|k| k.checked_mul(dilation[i])).map(|s| s + 1);
+        let padded = size[i].checked_add(pads[i] + pads[rank + i]);
+        let (Some(span), Some(padded)) = (span, padded) else {
+            return Err(node.shape_error("the window has elements"));
+        };
+        let Some(steps) = padded.checked_sub(span) else {
+            return Err(node.shape_error("the window is no larger than the padded input"));
+        };
+        let mut out = if ceil { steps.div_ceil(stride[i]) } else { steps / stride[i] } + 1;
+        // A window that starts in the padding behind the input does not count.
+        if ceil && (out - 1) * stride[i] >= size[i] + pads[i] {
+            out -= 1;
+        }
+        window.size[to] = size[i];
+        window.out[to] = out;
+        window.kernel[to] = kernel[i];
+        window.stride[to] = stride[i];
+        window.dilation[to] = dilation[i];
+        window.pad[to] = pads[i];
+        window.pad[to + 2] = pads[rank + i];
+    }
+    Ok(window)
+}
