@@ -93,7 +93,7 @@ fn run_plain_f64(program: Arc<Program>, sample: &Sample) -> Result<Vec<f64>, Dev
 }
 
 /// Worst error of the operands that `call` writes, each relative to its own largest expected value.
-fn worst_error(call: &Call, found: &[f32], expected: &[f64]) -> f64 {
+pub fn worst_error(call: &Call, found: &[f32], expected: &[f64]) -> f64 {
     let mut worst = 0f64;
     for (binding, operand) in call.kernel.bindings().iter().zip(&call.operands) {
         let Operand::Slot(slot) = operand else { continue };

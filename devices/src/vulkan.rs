@@ -135,7 +135,7 @@ impl Vulkan {
             let report = self_test::run(&self.shared, kernel)?;
             if !report.passed {
                 let device = self.info.name.clone();
-                return Err(DeviceError::SelfTest { device, kernel: kernel.name(), error: report.worst_error });
+                return Err(DeviceError::SelfTest { device, kernel: kernel.name(), error: report.worst_error as f32 });
             }
             tested.insert(kernel.name());
         }
@@ -150,6 +150,7 @@ impl Backend for Vulkan {
 
     fn compile(&self, program: Arc<Program>) -> Result<Box<dyn Executable>, DeviceError> {
         program.validate()?;
+        let program = program.decomposed(pipelines::has_body);
         self.test_kernels(&program)?;
         Ok(Box::new(VulkanExecutable::new(&self.shared, &program)?))
     }

@@ -59,6 +59,9 @@ fn small_program(len: usize) -> Arc<Program> {
 fn every_kernel_has_a_gpu_body_and_no_body_is_left_over() {
     let mut names: Vec<String> = Vec::new();
     for kernel in kernels::ALL {
+        if kernel.samples().iter().any(|sample| kernel.decompose(&sample.params).is_some()) {
+            continue; // it may have a body, and need not
+        }
         if kernel.bindings().iter().any(|binding| binding.element == Element::Weight) {
             names.extend(SCHEMES.iter().map(|scheme| format!("{}.{}", kernel.name(), scheme.name())));
         } else {

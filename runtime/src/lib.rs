@@ -18,5 +18,5 @@ pub mod plan;
 /// NumPy archives.
 pub mod npz;
 
-pub mod peft;
 pub mod store;
+pub mod peft;

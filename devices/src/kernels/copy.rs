@@ -10,7 +10,7 @@ use crate::weight::Weight;
 /// Other elements of dst keep their value.
 pub struct Copy;
 
-/// Parameters of [`Copy`].
+/// Parameters of [`struct@Copy`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct CopyParams {

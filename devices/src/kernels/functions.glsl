@@ -1,4 +1,4 @@
-// Elementwise functions and their slopes, numbered as `UnaryOp` in unary.rs.
+// Elementwise functions and their slopes, numbered as `UnaryOp` in unary.rs. Include after common.glsl.
 
 #define AFFINE 0u
 #define RELU 1u
@@ -67,10 +67,10 @@ float pow_of(float x, float y) {
     if (y == 2.0) return x * x;
     if (y == 3.0) return x * x * x;
     bool whole = y == floor(y);
-    if (x == 0.0) return y > 0.0 ? 0.0 : uintBitsToFloat(0x7f800000u);
+    if (x == 0.0) return y > 0.0 ? 0.0 : INFINITE;
     float magnitude = pow(abs(x), y);
     if (x > 0.0) return magnitude;
-    if (!whole) return uintBitsToFloat(0x7fc00000u);
+    if (!whole) return NOT_A_NUMBER;
     return mod(abs(y), 2.0) == 1.0 ? -magnitude : magnitude;
 }
 

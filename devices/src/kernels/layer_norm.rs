@@ -5,7 +5,7 @@ use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, cover};
 /// Layer normalization of each row.
 ///
 /// `mean = sum_c x / C`, `rstd = 1 / sqrt(sum_c (x - mean)^2 / C + eps)`,
-/// `y[r, c] = (x[r, c] - mean[r]) rstd[r] gamma[c] + beta[c]`, with x and y: [R, C], gamma and beta: [C].
+/// `y[r, c] = (x[r, c] - mean[r]) rstd[r] gamma[c] + beta[c]`, with x and y: [R, C], gamma and beta: \[C\].
 /// stats: [R, 2] = (mean, rstd) is kept for the gradient.
 pub struct LayerNorm;
 

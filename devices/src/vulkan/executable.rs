@@ -8,7 +8,7 @@ use vulkano::pipeline::PipelineBindPoint;
 
 use crate::backend::{DeviceError, Executable};
 use crate::kernels::MAX_PARAMS_WORDS;
-use crate::program::{Call, Operand, Program, Region, Segment, Slot};
+use crate::program::{Call, Operand, Program, Region, SLOT_ALIGN, Segment, Slot};
 
 use super::Shared;
 use super::gpu::{Gpu, InUse};
@@ -19,6 +19,9 @@ use super::weights::DeviceWindow;
 
 /// Bytes of an element.
 const ELEMENT: u64 = 4;
+
+/// Bytes that are bound in place of an absent operand.
+const NOTHING: u64 = ELEMENT * SLOT_ALIGN as u64;
 
 /// A program in device memory, with its command buffers.
 pub(super) struct VulkanExecutable(InUse<Compiled>);
@@ -31,6 +34,9 @@ struct Compiled {
     segments: [Vec<CommandBuffer>; Segment::ALL.len()],
     /// What the command buffers refer to.
     bound: Vec<Bound>,
+    /// Bound in place of absent operands, a piece for each: calls that shared one would seem to depend on each other.
+    nothing: DeviceBuffer,
+    nothing_bound: u64,
     region_lens: [usize; Region::ALL.len()],
 }
 
@@ -66,7 +72,11 @@ impl VulkanExecutable {
             weights
                 .push(DeviceWeight { data: upload(weight.data())?, scales: weight.scales().map(upload).transpose()? });
         }
+        let calls = Segment::ALL.iter().flat_map(|segment| program.calls(*segment));
+        let operands: usize = calls.map(|call| call.operands.len()).sum();
         let compiled = Compiled {
+            nothing: DeviceBuffer::new(gpu, NOTHING * (operands as u64).max(1), staging)?,
+            nothing_bound: 0,
             regions,
             weights,
             segments: Default::default(),
@@ -151,7 +161,10 @@ impl Compiled {
         let calls = program.calls(segment);
         let mut hazards = Hazards::default();
         for part in calls.chunks(shared.gpu.dispatches_per_submit) {
-            let bound = part.iter().map(|call| self.bind(shared, program, call)).collect::<Result<Vec<_>, _>>()?;
+            let mut bound = Vec::new();
+            for call in part {
+                bound.push(self.bind(shared, program, call)?);
+            }
             let commands = shared.gpu.record(|recording| {
                 full_barrier(recording)?;
                 hazards = Hazards::default();
@@ -179,7 +192,7 @@ impl Compiled {
         Ok(())
     }
 
-    fn bind(&self, shared: &Shared, program: &Program, call: &Call) -> Result<Bound, DeviceError> {
+    fn bind(&mut self, shared: &Shared, program: &Program, call: &Call) -> Result<Bound, DeviceError> {
         let gpu = &shared.gpu;
         let limits = gpu.device.physical_device().properties();
         let too_large = |what: &str, needed: u64, limit: u64| DeviceError::TooLarge {
@@ -201,7 +214,6 @@ impl Compiled {
             ));
         }
         let mut bound: Vec<Subbuffer<[u8]>> = Vec::new();
-        let nothing = self.regions[0].bytes().clone().slice(..256);
         for operand in &call.operands {
             match operand {
                 Operand::Slot(slot) => {
@@ -209,16 +221,15 @@ impl Compiled {
                     if bytes > u64::from(limits.max_storage_buffer_range) {
                         return Err(too_large("an operand", bytes, limits.max_storage_buffer_range.into()));
                     }
-                    bound.push(self.slot(slot).unwrap_or_else(|| nothing.clone()));
+                    bound.push(self.slot(slot));
                 }
                 Operand::Weight(weight) => {
                     let weight = &self.weights[*weight];
                     bound.push(weight.data.buffer.bytes().clone());
-                    bound.push(
-                        weight.scales.as_ref().map_or_else(|| nothing.clone(), |scales| scales.buffer.bytes().clone()),
-                    );
+                    let scales = weight.scales.as_ref().map(|scales| scales.buffer.bytes().clone());
+                    bound.push(scales.unwrap_or_else(|| self.nothing()));
                 }
-                Operand::Absent => bound.push(nothing.clone()),
+                Operand::Absent => bound.push(self.nothing()),
             }
         }
         let workgroups = call.kernel.workgroups(&call.params);
@@ -237,9 +248,18 @@ impl Compiled {
         Ok(Bound { pipeline, set, params, workgroups })
     }
 
-    /// The bytes of a slot; `None` when it is empty.
-    fn slot(&self, slot: &Slot) -> Option<Subbuffer<[u8]>> {
+    /// The bytes of a slot.
+    fn slot(&mut self, slot: &Slot) -> Subbuffer<[u8]> {
+        if slot.len == 0 {
+            return self.nothing();
+        }
         let (start, end) = (ELEMENT * slot.offset as u64, ELEMENT * (slot.offset + slot.len) as u64);
-        (slot.len > 0).then(|| self.regions[slot.region.index()].bytes().clone().slice(start..end))
+        self.regions[slot.region.index()].bytes().clone().slice(start..end)
+    }
+    /// A buffer that nothing else is bound to.
+    fn nothing(&mut self) -> Subbuffer<[u8]> {
+        let start = NOTHING * self.nothing_bound;
+        self.nothing_bound += 1;
+        self.nothing.bytes().clone().slice(start..start + NOTHING)
     }
 }

@@ -53,6 +53,14 @@ pub(super) fn module_name(kernel: &dyn Kernel, scheme: Option<&str>) -> String {
     scheme.map_or_else(|| kernel.name().to_owned(), |scheme| format!("{}.{scheme}", kernel.name()))
 }
 
+/// Whether a kernel has a GPU body; without one its decomposition is run.
+pub(super) fn has_body(kernel: &dyn Kernel) -> bool {
+    let name = kernel.name();
+    spirv::ALL
+        .iter()
+        .any(|(module, _)| module.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
 /// Storage buffers of a kernel's GPU body: one a binding, two for a weight.
 pub(super) fn storage_buffers(kernel: &dyn Kernel) -> u32 {
     kernel.bindings().iter().map(|binding| if binding.element == Element::Weight { 2 } else { 1 }).sum()
