@@ -1,1 +1,10 @@
 //! Demonstrations of Inlay on real data.
+#![forbid(unsafe_code)]
+
+/// Ten people, one smartwatch model each, one adapter each.
+pub mod watch;
+
+/// What can go wrong in a demonstration.
+pub type Error = Box<dyn std::error::Error + Send + Sync>;
+/// The result of a demonstration's step.
+pub type Result<T> = std::result::Result<T, Error>;

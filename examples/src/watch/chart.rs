@@ -1,0 +1,296 @@
+//! The figures as a picture: one line a person, from the base's accuracy to their own adapter's.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::{Options, Tree};
+
+use super::report::{Row, mean};
+use crate::Result;
+
+/// Pixels of the PNG for one unit of the SVG.
+const PNG_SCALE: f32 = 2.0;
+
+const WIDTH: f64 = 1200.0;
+/// Left and right end of the accuracy axis.
+const AXIS: (f64, f64) = (196.0, 936.0);
+/// Where the first row's centre lies, below title and key figures.
+const TOP: f64 = 268.0;
+const ROW: f64 = 40.0;
+/// Right edges of the columns beside the axis.
+const COLUMNS: [f64; 3] = [1004.0, 1072.0, 1144.0];
+
+const INK: &str = "#0f172a";
+const MUTED: &str = "#64748b";
+const GRID: &str = "#e2e8f0";
+const BASE: &str = "#94a3b8";
+const GAIN: &str = "#0d9488";
+const LOSS: &str = "#e11d48";
+const OTHER: &str = "#f59e0b";
+
+/// Draws `rows`, best gain first, as an SVG document.
+pub fn svg(rows: &[Row]) -> String {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| b.lift().total_cmp(&a.lift()).then(a.person.cmp(&b.person)));
+    let lowest = rows.iter().flat_map(|row| [row.base, row.own, row.other]).fold(1.0, f64::min);
+    let scale = Scale { low: (lowest * 10.0 - 0.2).floor().clamp(0.0, 9.0) / 10.0 };
+    let mean_y = TOP + ROW * rows.len() as f64 + 16.0;
+    let height = mean_y + 142.0;
+
+    let mut page = Page::new(height);
+    header(&mut page, &rows);
+    axis(&mut page, scale, mean_y + 30.0);
+    for (index, row) in rows.iter().enumerate() {
+        let y = TOP + ROW * index as f64;
+        if index % 2 == 0 {
+            page.push(format_args!(
+                r##"<rect x="48" y="{}" width="1104" height="{ROW}" rx="8" fill="#f8fafc"/>"##,
+                y - ROW / 2.0
+            ));
+        }
+        person(&mut page, scale, y, row);
+    }
+    total(&mut page, scale, mean_y, &rows);
+    footer(&mut page, height, &rows);
+    page.finish()
+}
+
+/// Renders an SVG document of [`svg`] to a PNG file's bytes, with the fonts that come with the demo.
+///
+/// # Errors
+/// When `svg` is not an SVG document.
+pub fn png(svg: &str) -> Result<Vec<u8>> {
+    let mut options = Options { font_family: "Inter".into(), ..Options::default() };
+    let fonts = Arc::make_mut(&mut options.fontdb);
+    fonts.load_font_data(include_bytes!("../../fonts/Inter-Regular.ttf").to_vec());
+    fonts.load_font_data(include_bytes!("../../fonts/Inter-SemiBold.ttf").to_vec());
+    let tree = Tree::from_str(svg, &options)?;
+    let size = tree.size().to_int_size().scale_by(PNG_SCALE).ok_or("the chart has no area")?;
+    let mut pixels = Pixmap::new(size.width(), size.height()).ok_or("the chart has no area")?;
+    resvg::render(&tree, Transform::from_scale(PNG_SCALE, PNG_SCALE), &mut pixels.as_mut());
+    Ok(pixels.encode_png()?)
+}
+
+/// Draws `rows` to `watch.svg` and `watch.png` in `folder`.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn draw(rows: &[Row], folder: &Path) -> Result<()> {
+    let document = svg(rows);
+    std::fs::write(folder.join("watch.png"), png(&document)?)?;
+    std::fs::write(folder.join("watch.svg"), document)?;
+    Ok(())
+}
+
+/// From an accuracy to a place on the axis, which ends at 100 %.
+#[derive(Clone, Copy)]
+struct Scale {
+    low: f64,
+}
+
+impl Scale {
+    fn x(self, accuracy: f64) -> f64 {
+        AXIS.0 + (accuracy - self.low) / (1.0 - self.low) * (AXIS.1 - AXIS.0)
+    }
+}
+
+/// An SVG document that is being written.
+struct Page(String);
+
+impl Page {
+    fn new(height: f64) -> Self {
+        let mut page = Page(String::new());
+        page.push(format_args!(
+            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="Inter, system-ui, 'Segoe UI', Helvetica, Arial, sans-serif">
+<rect width="100%" height="100%" rx="16" fill="#ffffff"/>"##
+        ));
+        page
+    }
+
+    fn push(&mut self, element: std::fmt::Arguments<'_>) {
+        let _ = writeln!(self.0, "{element}");
+    }
+
+    /// `style`: anchor, size, weight, colour.
+    fn text(&mut self, x: f64, y: f64, style: (&str, u32, u32, &str), text: &str) {
+        let (anchor, size, weight, fill) = style;
+        let text = text.replace('&', "&amp;").replace('<', "&lt;");
+        self.push(format_args!(
+            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{fill}">{text}</text>"#
+        ));
+    }
+
+    fn line(&mut self, from: (f64, f64), to: (f64, f64), color: &str, width: f64) {
+        self.push(format_args!(
+            r#"<path d="M{:.1} {:.1}L{:.1} {:.1}" stroke="{color}" stroke-width="{width}" stroke-linecap="round"/>"#,
+            from.0, from.1, to.0, to.1
+        ));
+    }
+
+    fn base_mark(&mut self, x: f64, y: f64) {
+        self.push(format_args!(
+            r##"<circle cx="{x:.1}" cy="{y:.1}" r="6.5" fill="#ffffff" stroke="{BASE}" stroke-width="3"/>"##
+        ));
+    }
+
+    fn own_mark(&mut self, x: f64, y: f64, color: &str) {
+        self.push(format_args!(
+            r##"<circle cx="{x:.1}" cy="{y:.1}" r="8.5" fill="{color}" stroke="#ffffff" stroke-width="2"/>"##
+        ));
+    }
+
+    fn other_mark(&mut self, x: f64, y: f64) {
+        self.line((x - 4.5, y - 4.5), (x + 4.5, y + 4.5), OTHER, 2.5);
+        self.line((x - 4.5, y + 4.5), (x + 4.5, y - 4.5), OTHER, 2.5);
+    }
+
+    fn finish(mut self) -> String {
+        self.0.push_str("</svg>\n");
+        self.0
+    }
+}
+
+fn percent(accuracy: f64) -> String {
+    format!("{:.1} %", 100.0 * accuracy)
+}
+
+/// Signed points, with a minus sign as wide as the plus.
+fn points(lift: f64) -> String {
+    if lift.abs() < 0.05 { "±0.0".into() } else { format!("{lift:+.1}").replace('-', "−") }
+}
+
+fn color(row: &Row) -> &'static str {
+    match row.lift() {
+        lift if lift > 0.0 => GAIN,
+        lift if lift < 0.0 => LOSS,
+        _ => BASE,
+    }
+}
+
+/// Title, key figures, legend.
+fn header(page: &mut Page, rows: &[Row]) {
+    page.text(64.0, 74.0, ("start", 34, 600, INK), "A watch that learns how you move");
+    let bytes = rows.iter().map(|row| row.bytes).max().unwrap_or(0);
+    let subtitle =
+        format!("One frozen int8 model. People it never saw. An adapter of {bytes} bytes each, trained on the device.");
+    page.text(64.0, 106.0, ("start", 17, 400, MUTED), &subtitle);
+
+    let means = [
+        ("start", 64.0, "shared base", MUTED, mean(rows, |row| row.base)),
+        ("start", 250.0, "with their own adapter", GAIN, mean(rows, |row| row.own)),
+        ("start", 476.0, "with another person’s adapter", OTHER, mean(rows, |row| row.other)),
+    ];
+    for (index, (anchor, x, label, fill, value)) in means.into_iter().enumerate() {
+        match index {
+            0 => page.base_mark(x + 7.0, 156.0),
+            1 => page.own_mark(x + 8.0, 156.0, GAIN),
+            _ => page.other_mark(x + 6.0, 156.0),
+        }
+        page.text(x + 24.0, 165.0, (anchor, 26, 600, if index == 0 { INK } else { fill }), &percent(value));
+        page.text(x + 24.0, 187.0, (anchor, 14, 400, MUTED), label);
+    }
+    for (x, label) in COLUMNS.into_iter().zip(["base", "own", "points"]) {
+        page.text(x, TOP - 34.0, ("end", 13, 400, MUTED), label);
+    }
+}
+
+/// Grid lines every 10 %, with their labels above the rows.
+fn axis(page: &mut Page, scale: Scale, bottom: f64) {
+    let first = (scale.low * 10.0).round() as u32;
+    for tenth in first..=10 {
+        let x = scale.x(f64::from(tenth) / 10.0);
+        page.text(x, TOP - 34.0, ("middle", 13, 400, MUTED), &format!("{} %", tenth * 10));
+        page.line((x, TOP - 22.0), (x, bottom), GRID, 1.0);
+    }
+}
+
+/// One person's line.
+fn person(page: &mut Page, scale: Scale, y: f64, row: &Row) {
+    page.text(64.0, y + 5.5, ("start", 16, 600, INK), &format!("Person {}", row.person));
+    dumbbell(page, scale, y, (row.base, row.own, row.other), color(row));
+    page.text(COLUMNS[0], y + 5.5, ("end", 15, 400, MUTED), &format!("{:.1}", 100.0 * row.base));
+    page.text(COLUMNS[1], y + 5.5, ("end", 15, 600, INK), &format!("{:.1}", 100.0 * row.own));
+    page.text(COLUMNS[2], y + 5.5, ("end", 15, 600, color(row)), &points(row.lift()));
+}
+
+fn dumbbell(page: &mut Page, scale: Scale, y: f64, (base, own, other): (f64, f64, f64), color: &str) {
+    page.line((scale.x(base), y), (scale.x(own), y), color, 5.0);
+    page.other_mark(scale.x(other), y);
+    page.base_mark(scale.x(base), y);
+    if own != base {
+        page.own_mark(scale.x(own), y, color);
+    }
+}
+
+/// The mean of all people, set off by a line.
+fn total(page: &mut Page, scale: Scale, y: f64, rows: &[Row]) {
+    let (base, own, other) = (mean(rows, |row| row.base), mean(rows, |row| row.own), mean(rows, |row| row.other));
+    let color = if own >= base { GAIN } else { LOSS };
+    page.line((64.0, y - 28.0), (1136.0, y - 28.0), BASE, 1.0);
+    page.text(64.0, y + 5.5, ("start", 16, 600, INK), "Mean");
+    dumbbell(page, scale, y, (base, own, other), color);
+    page.text(COLUMNS[0], y + 5.5, ("end", 15, 400, MUTED), &format!("{:.1}", 100.0 * base));
+    page.text(COLUMNS[1], y + 5.5, ("end", 15, 600, INK), &format!("{:.1}", 100.0 * own));
+    page.text(COLUMNS[2], y + 5.5, ("end", 15, 600, color), &points(100.0 * (own - base)));
+}
+
+/// What was measured, and on what.
+fn footer(page: &mut Page, height: f64, rows: &[Row]) {
+    let mut devices: Vec<&str> = rows.iter().map(|row| row.device.as_str()).collect();
+    devices.dedup();
+    let kept = rows.iter().filter(|row| row.refused()).count();
+    let lines = [
+        "Accuracy on exercises recorded later than the calibration (the first quarter of each recording); chance is 14 %.".to_owned(),
+        format!(
+            "{} steps at most, {:.1} ms each on {}. {} of {} people keep the base: their adapter did not help on held-back calibration data.",
+            rows.iter().map(|row| row.steps).max().unwrap_or(0),
+            mean(rows, |row| row.ms_per_step),
+            devices.join(", "),
+            kept,
+            rows.len(),
+        ),
+        "Data: seglearn 1.2.5 (BSD), 7 shoulder exercises, 6-axis motion at the wrist, 50 Hz.".to_owned(),
+    ];
+    for (index, line) in lines.iter().enumerate() {
+        page.text(64.0, height - 68.0 + 22.0 * index as f64, ("start", 13, 400, MUTED), line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let figures =
+            [(0.942, 0.959, 0.77), (0.681, 0.826, 0.68), (0.865, 0.985, 0.74), (0.928, 0.907, 0.85), (0.98, 0.98, 0.9)];
+        let row = |(index, (base, own, other)): (usize, (f64, f64, f64))| Row {
+            person: index as u32 + 1,
+            base,
+            own,
+            other,
+            bytes: if base == own { 0 } else { 914 },
+            steps: 200,
+            ms_per_step: 1.4,
+            device: "CPU & <friends>".into(),
+        };
+        figures.into_iter().enumerate().map(row).collect()
+    }
+
+    #[test]
+    fn everybody_is_drawn_best_gain_first() {
+        let document = svg(&rows());
+        let at = |person: u32| document.find(&format!(">Person {person}<")).expect("every person has a line");
+        assert!(at(2) < at(3) && at(3) < at(1) && at(1) < at(5) && at(5) < at(4), "{document}");
+        assert!(document.contains("−2.1") && document.contains("±0.0"), "a loss and a refusal are shown");
+    }
+
+    #[test]
+    fn text_is_drawn_without_fonts_of_the_system() {
+        let all = png(&svg(&rows())).expect("a chart");
+        let pixels = Pixmap::decode_png(&all).expect("a PNG");
+        let dark = pixels.pixels().iter().filter(|p| p.red() < 40 && p.green() < 50 && p.blue() < 70).count();
+        assert!(dark > 3000, "the title and the names are not there: {dark} dark pixels");
+    }
+}
