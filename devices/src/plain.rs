@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::backend::{Backend, DeviceError, DeviceInfo, DeviceKind, Executable};
 use crate::kernels::{Access, Arg, Args, Element, KernelError, MAX_BINDINGS, Real};
 use crate::program::{Call, Operand, Program, Region, Segment, Slot};
 
@@ -169,5 +170,50 @@ impl<T: PlainReal> PlainExecutable<T> {
                 self.memory.with_args(&self.program, call, |args| T::run(call, args));
             }
         }
+    }
+}
+
+/// The reference backend as a [`Backend`]: every body plain, on one thread.
+pub struct Plain {
+    info: DeviceInfo,
+}
+
+impl Default for Plain {
+    fn default() -> Self {
+        let (name, profile) = ("CPU (plain bodies)".to_owned(), "plain");
+        let (driver, uuid, limits) = (String::new(), String::new(), Vec::new());
+        Plain { info: DeviceInfo { kind: DeviceKind::Cpu, name, driver, profile, uuid, limits } }
+    }
+}
+
+impl Backend for Plain {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn compile(&self, program: Arc<Program>) -> Result<Box<dyn Executable>, DeviceError> {
+        Ok(Box::new(PlainExecutable::<f32>::new(program)?))
+    }
+}
+
+impl Executable for PlainExecutable<f32> {
+    fn write(&mut self, region: Region, offset: usize, values: &[f32]) -> Result<(), DeviceError> {
+        self.memory.floats_mut(region)[offset..][..values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn write_ints(&mut self, offset: usize, values: &[i32]) -> Result<(), DeviceError> {
+        self.memory.ints_mut()[offset..][..values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read(&mut self, region: Region, offset: usize, values: &mut [f32]) -> Result<(), DeviceError> {
+        values.copy_from_slice(&self.memory.floats(region)[offset..][..values.len()]);
+        Ok(())
+    }
+
+    fn run(&mut self, segments: &[Segment]) -> Result<(), DeviceError> {
+        PlainExecutable::run(self, segments);
+        Ok(())
     }
 }

@@ -10,94 +10,14 @@ use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
+use crate::graph::{HostData, HostTensor};
+
 /// Most arrays of one archive.
 pub const MAX_ARRAYS: usize = 1024;
 /// Most dimensions of one array.
 pub const MAX_DIMS: usize = 16;
 /// Longest header of one array (bytes).
 const MAX_HEADER_BYTES: usize = 1 << 16;
-
-/// The elements of an [`Array`].
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Values {
-    /// `float32`.
-    F32(Vec<f32>),
-    /// `int64`; `int32`, `int16`, `int8`, the unsigned types and `bool` are widened to it.
-    I64(Vec<i64>),
-}
-
-impl Values {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        match self {
-            Values::F32(values) => values.len(),
-            Values::I64(values) => values.len(),
-        }
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// `float32` or `int64`.
-    pub fn dtype(&self) -> &'static str {
-        match self {
-            Values::F32(_) => "float32",
-            Values::I64(_) => "int64",
-        }
-    }
-}
-
-/// An array: its shape, and its elements in row-major order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Array {
-    shape: Vec<usize>,
-    values: Values,
-}
-
-impl Array {
-    /// An array of floats, or `None` when `values` are not as many as `shape` says.
-    pub fn floats(shape: impl Into<Vec<usize>>, values: impl Into<Vec<f32>>) -> Option<Self> {
-        Self::new(shape.into(), Values::F32(values.into()))
-    }
-
-    /// An array of integers, or `None` when `values` are not as many as `shape` says.
-    pub fn ints(shape: impl Into<Vec<usize>>, values: impl Into<Vec<i64>>) -> Option<Self> {
-        Self::new(shape.into(), Values::I64(values.into()))
-    }
-
-    fn new(shape: Vec<usize>, values: Values) -> Option<Self> {
-        (element_count(&shape) == Some(values.len())).then_some(Array { shape, values })
-    }
-
-    /// The shape, outermost dimension first.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// The elements.
-    pub fn values(&self) -> &Values {
-        &self.values
-    }
-
-    /// The elements, when they are floats.
-    pub fn as_floats(&self) -> Option<&[f32]> {
-        match &self.values {
-            Values::F32(values) => Some(values),
-            Values::I64(_) => None,
-        }
-    }
-
-    /// The elements, when they are integers.
-    pub fn as_ints(&self) -> Option<&[i64]> {
-        match &self.values {
-            Values::I64(values) => Some(values),
-            Values::F32(_) => None,
-        }
-    }
-}
 
 /// Why an archive cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -134,9 +54,11 @@ pub enum NpzError {
 
 /// Reads every array of the archive at `path`, in its order.
 ///
+/// Floats become f32 (`float64` is rounded), integers of every size and `bool` become i64.
+///
 /// # Errors
-/// When the file is no `.npz`, is cut short or damaged, or holds an array of another type than [`Values`] lists.
-pub fn read(path: &Path) -> Result<Vec<(String, Array)>, NpzError> {
+/// When the file is no `.npz`, is cut short or damaged, or holds an array of another type, such as `float16`.
+pub fn read(path: &Path) -> Result<Vec<(String, HostTensor)>, NpzError> {
     let io = |source| NpzError::Io { path: path.into(), source };
     let archive = |why: &dyn fmt::Display| NpzError::Archive { path: path.into(), why: why.to_string() };
     let file = File::open(path).map_err(io)?;
@@ -148,7 +70,7 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>, NpzError> {
     if zip.len() > MAX_ARRAYS {
         return Err(archive(&format_args!("{} arrays, at most {MAX_ARRAYS} are allowed", zip.len())));
     }
-    let mut arrays: Vec<(String, Array)> = Vec::with_capacity(zip.len());
+    let mut arrays: Vec<(String, HostTensor)> = Vec::with_capacity(zip.len());
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).map_err(|error| archive(&error))?;
         let name = entry.name().strip_suffix(".npy").unwrap_or(entry.name()).to_owned();
@@ -170,7 +92,7 @@ pub fn read(path: &Path) -> Result<Vec<(String, Array)>, NpzError> {
 ///
 /// # Errors
 /// When the file cannot be written; what was at `path` is then untouched.
-pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, &'a Array)>) -> Result<(), NpzError> {
+pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, &'a HostTensor)>) -> Result<(), NpzError> {
     let io = |source| NpzError::Io { path: path.into(), source };
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -183,10 +105,13 @@ pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, &'a Arr
     Ok(())
 }
 
-fn write_zip<'a, W: Write + Seek>(writer: W, arrays: impl IntoIterator<Item = (&'a str, &'a Array)>) -> io::Result<W> {
+fn write_zip<'a, W: Write + Seek>(
+    writer: W,
+    arrays: impl IntoIterator<Item = (&'a str, &'a HostTensor)>,
+) -> io::Result<W> {
     let mut zip = ZipWriter::new(BufWriter::new(writer));
     for (name, array) in arrays {
-        let bytes = array.values.len() as u64 * 8;
+        let bytes = array.len() as u64 * 8;
         let options = SimpleFileOptions::default()
             .compression_method(CompressionMethod::Stored)
             .large_file(bytes > u64::from(u32::MAX) / 2);
@@ -196,13 +121,15 @@ fn write_zip<'a, W: Write + Seek>(writer: W, arrays: impl IntoIterator<Item = (&
     zip.finish()?.into_inner().map_err(|error| error.into_error())
 }
 
-fn write_npy(writer: &mut impl Write, array: &Array) -> io::Result<()> {
-    let dtype = match array.values {
-        Values::F32(_) => "<f4",
-        Values::I64(_) => "<i8",
+fn write_npy(writer: &mut impl Write, array: &HostTensor) -> io::Result<()> {
+    let dtype = match array.data() {
+        HostData::F32(_) => "<f4",
+        HostData::I64(_) => "<i8",
+        HostData::I32(_) => "<i4",
+        HostData::Bool(_) => "|b1",
     };
-    let dims: String = array.shape.iter().map(|dim| format!("{dim}, ")).collect();
-    let dims = if array.shape.len() > 1 { dims.trim_end_matches(", ") } else { dims.trim_end() };
+    let dims: String = array.shape().iter().map(|dim| format!("{dim}, ")).collect();
+    let dims = if array.shape().len() > 1 { dims.trim_end_matches(", ") } else { dims.trim_end() };
     let mut header = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({dims}), }}");
     // Magic, version and length take 10 bytes; the whole header is a multiple of 64 and ends in a line feed.
     let padding = 63 - (10 + header.len()) % 64;
@@ -212,9 +139,11 @@ fn write_npy(writer: &mut impl Write, array: &Array) -> io::Result<()> {
     writer.write_all(b"\x93NUMPY\x01\x00")?;
     writer.write_all(&len.to_le_bytes())?;
     writer.write_all(header.as_bytes())?;
-    match &array.values {
-        Values::F32(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
-        Values::I64(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+    match array.data() {
+        HostData::F32(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+        HostData::I64(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+        HostData::I32(values) => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
+        HostData::Bool(values) => values.iter().try_for_each(|value| writer.write_all(&[u8::from(*value)])),
     }
 }
 
@@ -239,7 +168,7 @@ enum NpyError {
     Overflow(usize),
 }
 
-fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<Array, NpyError> {
+fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<HostTensor, NpyError> {
     let mut start = [0; 8];
     read_all(reader, &mut start)?;
     if &start[..6] != b"\x93NUMPY" {
@@ -282,7 +211,7 @@ fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<Array, NpyError> {
         return Err(NpyError::Size { shape: header.shape, needed, found: data.len() as u64 });
     }
     let values = dtype.decode(&data)?;
-    Ok(Array { shape: header.shape, values })
+    Ok(HostTensor::of(header.shape, values))
 }
 
 fn read_all(reader: &mut impl Read, buffer: &mut [u8]) -> Result<(), NpyError> {
@@ -329,11 +258,11 @@ impl Dtype {
         }
     }
 
-    fn decode(self, data: &[u8]) -> Result<Values, NpyError> {
+    fn decode(self, data: &[u8]) -> Result<HostData, NpyError> {
         Ok(match self {
-            Dtype::F32 => Values::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            Dtype::F64 => Values::F32(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()),
-            Dtype::Int { bytes, signed } => Values::I64(
+            Dtype::F32 => HostData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::F64 => HostData::F32(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()),
+            Dtype::Int { bytes, signed } => HostData::I64(
                 data.chunks_exact(bytes)
                     .enumerate()
                     .map(|(i, chunk)| {
@@ -426,7 +355,7 @@ mod tests {
         bytes
     }
 
-    fn parse(header: &str, data: &[u8]) -> Result<Array, NpyError> {
+    fn parse(header: &str, data: &[u8]) -> Result<HostTensor, NpyError> {
         let bytes = npy(header, data);
         read_npy(&mut bytes.as_slice(), bytes.len() as u64)
     }
@@ -436,10 +365,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
         let arrays = [
-            ("x", Array::floats([2, 3], [1.0, -2.5, 3e-20, 4.0, f32::MAX, 0.0]).unwrap()),
-            ("labels", Array::ints([3], [-1, 0, i64::MAX]).unwrap()),
-            ("scalar", Array::floats([], [7.0]).unwrap()),
-            ("none", Array::ints([0, 4], []).unwrap()),
+            ("x", HostTensor::of([2, 3], vec![1.0, -2.5, 3e-20, 4.0, f32::MAX, 0.0])),
+            ("labels", HostTensor::of([3], vec![-1, 0, i64::MAX])),
+            ("scalar", HostTensor::of([], vec![7.0])),
+            ("none", HostTensor::of([0, 4], Vec::<i64>::new())),
         ];
         write(&path, arrays.iter().map(|(name, array)| (*name, array))).unwrap();
         let read = read(&path).unwrap();
@@ -452,16 +381,16 @@ mod tests {
     #[test]
     fn headers_as_numpy_writes_them() {
         let mut bytes = Vec::new();
-        write_npy(&mut bytes, &Array::floats([3], [0.0; 3]).unwrap()).unwrap();
+        write_npy(&mut bytes, &HostTensor::of([3], vec![0.0; 3])).unwrap();
         assert_eq!(&bytes[10..68], b"{'descr': '<f4', 'fortran_order': False, 'shape': (3,), } ");
         assert_eq!((bytes.len() - 12) % 64, 0);
         let one = 1.5f64.to_le_bytes();
         let array = parse("{'shape': (1, 1), 'fortran_order': False, \"descr\": '<f8'}\n", &one).unwrap();
-        assert_eq!(array, Array::floats([1, 1], [1.5]).unwrap());
+        assert_eq!(array, HostTensor::of([1, 1], vec![1.5]));
         let array = parse("{'descr': '|b1', 'fortran_order': False, 'shape': (2,), }", &[0, 1]).unwrap();
-        assert_eq!(array, Array::ints([2], [0, 1]).unwrap());
+        assert_eq!(array, HostTensor::of([2], vec![0i64, 1]));
         let array = parse("{'descr': '<i2', 'fortran_order': True, 'shape': (1,), }", &[0xfe, 0xff]).unwrap();
-        assert_eq!(array, Array::ints([1], [-2]).unwrap());
+        assert_eq!(array, HostTensor::of([1], vec![-2i64]));
     }
 
     #[test]
@@ -502,7 +431,7 @@ mod tests {
         assert!(matches!(read(&path), Err(NpzError::Io { .. })));
         std::fs::write(&path, b"not a zip").unwrap();
         assert!(matches!(read(&path), Err(NpzError::Archive { .. })));
-        let array = Array::floats([64], vec![1.0; 64]).unwrap();
+        let array = HostTensor::of([64], vec![1.0; 64]);
         write(&path, [("x", &array)]).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for cut in [0, 40, 200, bytes.len() - 1] {

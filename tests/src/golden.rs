@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use inlay_format::record::{PathHash, Record};
-use inlay_runtime::npz::{self, Array};
 use inlay_runtime::store::AdapterStore;
+use inlay_runtime::{HostTensor, npz};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -78,7 +78,7 @@ struct LoggedStep {
     lr: f64,
 }
 
-type Arrays = BTreeMap<String, Array>;
+type Arrays = BTreeMap<String, HostTensor>;
 
 /// Every golden run.
 ///
@@ -258,7 +258,7 @@ fn read(path: &Path) -> Arrays {
 }
 
 fn floats<'a>(arrays: &'a Arrays, name: &str) -> &'a [f32] {
-    arrays.get(name).and_then(Array::as_floats).unwrap_or_else(|| panic!("no floats \"{name}\""))
+    arrays.get(name).and_then(HostTensor::floats).unwrap_or_else(|| panic!("no floats \"{name}\""))
 }
 
 fn execute(command: &mut Command) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use inlay_runtime::npz::{self, Array};
+use inlay_runtime::{HostTensor, npz};
 use serde::Deserialize;
 
 use crate::Result;
@@ -131,8 +131,8 @@ impl Windows {
             return Err(format!("{}: no windows to write", path.display()).into());
         }
         let length = self.x.len() / self.len() / CHANNELS;
-        let window = Array::floats([self.len(), CHANNELS, length], self.x.clone());
-        let labels = Array::ints([self.len()], self.labels.clone());
+        let window = HostTensor::new([self.len(), CHANNELS, length], self.x.clone());
+        let labels = HostTensor::new([self.len()], self.labels.clone());
         let (window, labels) = window.zip(labels).expect("as many values as the shape says");
         Ok(npz::write(path, [("window", &window), ("labels", &labels)])?)
     }
@@ -154,9 +154,9 @@ impl Data {
     pub fn read(folder: &Path) -> Result<Self> {
         let recipe: Recipe = serde_json::from_slice(&std::fs::read(folder.join("folds.json"))?)?;
         let path = folder.join("watch.npz");
-        let mut arrays: HashMap<String, Array> = npz::read(&path)?.into_iter().collect();
+        let mut arrays: HashMap<String, HostTensor> = npz::read(&path)?.into_iter().collect();
         let mut take = |name: &str| {
-            let array = arrays.remove(name).and_then(|array| array.as_ints().map(<[i64]>::to_vec));
+            let array = arrays.remove(name).and_then(|array| array.ints());
             array.ok_or_else(|| format!("{}: no array of integers \"{name}\"", path.display()))
         };
         let samples = take("samples")?.into_iter().map(from_bits).collect::<Result<Vec<f32>>>()?;

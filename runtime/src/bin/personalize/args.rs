@@ -1,0 +1,372 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use inlay_runtime::train::{self, Schedule};
+use inlay_runtime::{Device, Dtype, adapters};
+
+/// Trains and uses personal adapters on a frozen base.
+#[derive(Debug, Parser)]
+#[command(name = "personalize", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an adapter on a person's data and store it.
+    Train(Train),
+    /// Compute a base's outputs, with or without an adapter.
+    Predict(Predict),
+    /// Measure the loss and accuracy of a base, and of an adapter on it.
+    Eval(Eval),
+    /// List the devices that open, and test them.
+    Devices(Devices),
+    /// Time training and prediction on random inputs.
+    Bench(Bench),
+}
+
+impl Command {
+    /// Whether the result, or the error, is for machines.
+    pub fn json(&self) -> bool {
+        match self {
+            Command::Train(args) => args.json.json,
+            Command::Predict(args) => args.json.json,
+            Command::Eval(args) => args.json.json,
+            Command::Devices(args) => args.json.json,
+            Command::Bench(args) => args.json.json,
+        }
+    }
+}
+
+/// For whom output is.
+#[derive(Debug, Args)]
+pub struct Json {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where computation happens.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, vulkan, or vulkan:NAME
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub device: Device,
+    /// CPU threads [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Remember which device is fastest in this folder
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Give up on the GPU when a run takes longer, such as 500ms or 10s
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub vulkan_timeout: Option<Duration>,
+}
+
+/// Which adapter to use.
+#[derive(Debug, Args)]
+pub struct AdapterArgs {
+    /// Use the adapter of this user
+    #[arg(long, value_name = "NAME", requires = "store")]
+    pub user: Option<String>,
+    /// The folder where adapters are stored
+    #[arg(long, value_name = "DIR", requires = "user")]
+    pub store: Option<PathBuf>,
+    /// Use this adapter: a record, or a PEFT folder
+    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with = "user")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+#[command(next_line_help = false)]
+pub struct Train {
+    /// The folder of an exported model
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// Arrays named after the model's inputs, and labels
+    #[arg(long, value_name = "FILE.npz")]
+    pub data: PathBuf,
+    /// Whose adapter this is
+    #[arg(long, value_name = "NAME")]
+    pub user: String,
+    /// The folder where adapters are stored; created if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// Adapter and its start
+    #[command(flatten)]
+    pub adapter: NewAdapter,
+    /// Optimizer steps to take
+    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Times to go through the data [default: 10]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub epochs: Option<u64>,
+    /// Samples of a step
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Peak learning rate
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = parse_positive)]
+    pub lr: f32,
+    /// How the learning rate changes
+    #[arg(long, default_value = "constant", value_parser = parse_schedule)]
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup: u64,
+    /// Optimizer
+    #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = optimizer_names())]
+    pub optimizer: String,
+    /// Momentum of sgd [default: 0]
+    #[arg(long, value_name = "X", value_parser = parse_fraction)]
+    pub momentum: Option<f32>,
+    /// Weight decay [default: 0.01 for adamw, 0 for sgd]
+    #[arg(long, value_name = "X", value_parser = parse_not_negative)]
+    pub weight_decay: Option<f32>,
+    /// Largest global norm of the gradients
+    #[arg(long, value_name = "X", value_parser = parse_positive)]
+    pub clip_norm: Option<f32>,
+    /// Batches whose gradients one step adds up
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub accumulate: u32,
+    /// Loss [default: cross-entropy for integer labels, mse for float labels]
+    #[arg(long, value_name = "NAME", value_parser = loss_names())]
+    pub loss: Option<String>,
+    /// Output of the model that the loss is taken of [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
+    /// Part of the samples to hold back; the adapter is stored only if it beats the base on them
+    #[arg(long, value_name = "X", value_parser = parse_fraction)]
+    pub hold_back: Option<f32>,
+    /// How the record stores values
+    #[arg(long, default_value = "f16")]
+    pub dtype: DtypeArg,
+    /// Keep the samples in their order
+    #[arg(long)]
+    pub no_shuffle: bool,
+    /// Seed of the adapter's start, the order of samples and what is held back
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Write one JSON object a step
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub log: Option<PathBuf>,
+    /// Device
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Output
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What adapter to train.
+#[derive(Debug, Args)]
+pub struct NewAdapter {
+    /// Kind of adapter [default: lora]
+    #[arg(long, value_name = "KIND", value_parser = kind_names())]
+    pub kind: Option<String>,
+    /// Rank [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub rank: Option<u16>,
+    /// Alpha; scaling is alpha / rank [default: 2 x rank]
+    #[arg(long, value_name = "X", value_parser = parse_positive, allow_negative_numbers = true)]
+    pub alpha: Option<f32>,
+    /// Scale by alpha / sqrt(rank)
+    #[arg(long)]
+    pub rslora: bool,
+    /// Only points whose path matches one of these globs [default: all points]
+    #[arg(long, value_name = "GLOB,...")]
+    pub targets: Option<String>,
+    /// Start from this adapter: a record, or a PEFT folder
+    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "alpha", "rslora", "targets"])]
+    pub init_adapter: Option<PathBuf>,
+}
+
+/// Arguments of `predict`.
+#[derive(Debug, Args)]
+pub struct Predict {
+    /// The folder of an exported model
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// Arrays named after the model's inputs
+    #[arg(long, value_name = "FILE.npz")]
+    pub data: PathBuf,
+    /// Adapter
+    #[command(flatten)]
+    pub adapter: AdapterArgs,
+    /// Where to write arrays named after the model's outputs
+    #[arg(long, value_name = "FILE.npz")]
+    pub out: PathBuf,
+    /// Samples computed at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Device
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Output
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// The folder of an exported model
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// Arrays named after the model's inputs, and labels
+    #[arg(long, value_name = "FILE.npz")]
+    pub data: PathBuf,
+    /// Adapter
+    #[command(flatten)]
+    pub adapter: AdapterArgs,
+    /// Loss [default: cross-entropy for integer labels, mse for float labels]
+    #[arg(long, value_name = "NAME", value_parser = loss_names())]
+    pub loss: Option<String>,
+    /// Output of the model that the loss is taken of [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
+    /// Samples computed at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Device
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Output
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Arguments of `devices`.
+#[derive(Debug, Args)]
+pub struct Devices {
+    /// CPU threads [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Output
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// The folder of an exported model
+    #[arg(long, value_name = "DIR")]
+    pub base: PathBuf,
+    /// Samples of a step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_size: u32,
+    /// Size of every other open dimension, such as the tokens of a sample
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub seq: Option<u32>,
+    /// Adapter
+    #[command(flatten)]
+    pub adapter: NewAdapter,
+    /// Output of the model that the loss is taken of [default: the first]
+    #[arg(long, value_name = "NAME")]
+    pub output: Option<String>,
+    /// Training steps and predictions to time, after as many as a fifth to warm up
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeats: u32,
+    /// Device
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Output
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// How a record stores values.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DtypeArg {
+    /// 4 bytes an element
+    F32,
+    /// 2 bytes an element
+    F16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::F16 => Dtype::F16,
+        }
+    }
+}
+
+fn kind_names() -> clap::builder::PossibleValuesParser {
+    adapters::KINDS.iter().map(|kind| kind.name()).collect::<Vec<_>>().into()
+}
+
+fn loss_names() -> clap::builder::PossibleValuesParser {
+    train::losses::ALL.iter().map(|loss| loss.name()).collect::<Vec<_>>().into()
+}
+
+fn optimizer_names() -> clap::builder::PossibleValuesParser {
+    train::optimizers::ALL.iter().map(|optimizer| optimizer.name()).collect::<Vec<_>>().into()
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|error: inlay_runtime::device::ParseDeviceError| error.to_string())
+}
+
+fn parse_schedule(text: &str) -> Result<Schedule, String> {
+    Schedule::ALL
+        .into_iter()
+        .find(|schedule| schedule.name() == text)
+        .ok_or_else(|| "expected constant, linear or cosine".to_owned())
+}
+
+fn parse_number(text: &str, fits: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|x: &f32| x.is_finite() && fits(*x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+fn parse_positive(text: &str) -> Result<f32, String> {
+    parse_number(text, |x| x > 0.0, "a number above 0")
+}
+
+fn parse_not_negative(text: &str) -> Result<f32, String> {
+    parse_number(text, |x| x >= 0.0, "a number of at least 0")
+}
+
+fn parse_fraction(text: &str) -> Result<f32, String> {
+    parse_number(text, |x| (0.0..1.0).contains(&x), "a number from 0 to below 1")
+}
+
+/// A duration such as `1ns`, `20us`, `1.5ms`, `10s` or `2m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 5] = [("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0)];
+    let parse = || {
+        let (number, seconds) = UNITS.iter().find_map(|(unit, s)| Some((text.strip_suffix(unit)?, s)))?;
+        Duration::try_from_secs_f64(number.trim().parse::<f64>().ok()? * seconds).ok().filter(|d| !d.is_zero())
+    };
+    parse().ok_or_else(|| "expected a duration such as 500ms or 10s".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("1ns"), Ok(Duration::from_nanos(1)));
+        assert_eq!(parse_duration("1.5ms"), Ok(Duration::from_micros(1500)));
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for bad in ["", "s", "10", "-1s", "1e400s", "nans", "0s", "5h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

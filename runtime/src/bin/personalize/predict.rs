@@ -1,0 +1,42 @@
+use inlay_runtime::{Dataset, npz};
+use serde::Serialize;
+
+use crate::args::Predict;
+use crate::output::{self, Failure, Progress};
+use crate::run;
+
+#[derive(Serialize)]
+struct Predicted<'a> {
+    samples: usize,
+    outputs: Vec<Output<'a>>,
+    out: &'a std::path::Path,
+    device: &'a str,
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+}
+
+/// `personalize predict`.
+pub fn run(args: &Predict) -> Result<(), Failure> {
+    let mut session = run::session(&args.base, &args.device)?;
+    let data = Dataset::read(session.base(), &args.data)?;
+    let adapter = run::adapter(session.base(), &args.adapter)?;
+    session.set_adapter(adapter)?;
+    let outputs = {
+        let mut progress = Progress::new("predicting", data.len() as u64);
+        session.predict_all(&data, args.batch_size as usize, |done| progress.set(done as u64, ""))?
+    };
+    npz::write(&args.out, outputs.iter().map(|(name, array)| (name.as_str(), array)))?;
+    let device = &session.device().name;
+    let predicted = Predicted {
+        samples: data.len(),
+        outputs: outputs.iter().map(|(name, array)| Output { name, shape: array.shape() }).collect(),
+        out: &args.out,
+        device,
+    };
+    let text = format!("{} samples -> {} ({device})", data.len(), args.out.display());
+    output::result(args.json.json, &predicted, &text)
+}

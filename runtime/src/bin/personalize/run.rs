@@ -1,0 +1,47 @@
+//! What commands have in common: opening a base, a device, an adapter.
+
+use std::path::Path;
+
+use inlay_runtime::peft::Prefix;
+use inlay_runtime::store::AdapterStore;
+use inlay_runtime::{Adapter, Base, DeviceOptions, LogSink, Session, SessionOptions, Verify};
+
+use crate::args::{AdapterArgs, DeviceArgs};
+use crate::output::{Failure, note};
+
+/// Opens a base on the device that was asked for.
+pub fn session(base: &Path, args: &DeviceArgs) -> Result<Session, Failure> {
+    let base = Base::open(base, Verify::Full)?;
+    let device = DeviceOptions {
+        device: args.device.clone(),
+        threads: args.threads.map(usize::from),
+        cache_dir: args.cache_dir.clone(),
+        vulkan_timeout: args.vulkan_timeout,
+    };
+    Ok(Session::new(base, SessionOptions { device, log: LogSink::new(|event| note(event)), ..Default::default() })?)
+}
+
+/// The adapter that was asked for, if any.
+pub fn adapter(base: &Base, args: &AdapterArgs) -> Result<Option<Adapter>, Failure> {
+    match (&args.adapter, &args.user, &args.store) {
+        (Some(path), ..) => adapter_at(base, path).map(Some),
+        (None, Some(user), Some(store)) => {
+            let record = AdapterStore::open_existing(store)?.load(user)?;
+            Ok(Some(Adapter::from_record(base, &record)?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// An adapter from a record, or from a PEFT folder.
+pub fn adapter_at(base: &Base, path: &Path) -> Result<Adapter, Failure> {
+    if path.is_dir() {
+        let (adapter, prefix) = Adapter::from_peft(base, path)?;
+        if !matches!(prefix, Prefix::None) {
+            note(format_args!("{}: {prefix}", path.display()));
+        }
+        return Ok(adapter);
+    }
+    let record = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Adapter::from_record(base, &record).map_err(|error| format!("{}: {error}", path.display()).into())
+}

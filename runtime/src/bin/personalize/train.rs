@@ -1,0 +1,197 @@
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use inlay_runtime::adapters::Targets;
+use inlay_runtime::store::AdapterStore;
+use inlay_runtime::train::{StepReport, Verdict, losses, optimizers};
+use inlay_runtime::{Adapter, AdapterOptions, Base, Dataset, Dtype, TrainOptions, Trainer};
+use serde::Serialize;
+
+use crate::args::{NewAdapter, Train};
+use crate::eval::Figures;
+use crate::output::{self, Failure, Progress};
+use crate::run;
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    user: &'a str,
+    record: &'a Path,
+    bytes: usize,
+    points: usize,
+    parameters: usize,
+    samples: usize,
+    steps: u64,
+    loss: f32,
+    ms_per_step: f64,
+    device: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_back: Option<HeldBack>,
+}
+
+#[derive(Serialize)]
+struct HeldBack {
+    samples: usize,
+    base: Figures,
+    adapter: Figures,
+}
+
+/// `personalize train`.
+pub fn run(args: &Train) -> Result<(), Failure> {
+    let mut session = run::session(&args.base, &args.device)?;
+    let data = Dataset::read(session.base(), &args.data)?;
+    let adapter = new_adapter(session.base(), &args.adapter, args.seed)?;
+    // A store that cannot be written is found before the work, not after it.
+    let store = AdapterStore::open(&args.store)?;
+    let path = store.path_of(&args.user)?;
+    let (points, parameters) = (adapter.paths().len(), adapter.parameter_count());
+    let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
+    let mut log = args.log.as_deref().map(Log::create).transpose()?;
+
+    let mut progress = Progress::new("training", trainer.steps());
+    let mut log_error = None;
+    let trained = trainer.run(|step| {
+        progress.set(step.step, format_args!("loss {:.4}", step.loss));
+        match log.as_mut().map_or(Ok(()), |log| log.write(step)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                log_error = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    });
+    drop(progress);
+    if let Some(error) = log_error {
+        return Err(error);
+    }
+    if let Some(log) = log {
+        log.finish()?;
+    }
+    let trained = trained?;
+    let record = trained.adapter.to_record(Dtype::from(args.dtype))?;
+    store.save(&args.user, &record)?;
+
+    let device = &session.device().name;
+    let summary = Summary {
+        user: &args.user,
+        record: &path,
+        bytes: record.len(),
+        points,
+        parameters,
+        samples: data.len(),
+        steps: trained.steps,
+        loss: trained.loss,
+        ms_per_step: trained.ms_per_step,
+        device,
+        held_back: trained.verdict.map(HeldBack::from),
+    };
+    let mut text = format!(
+        "{}: {} steps on {} samples, last loss {:.4}, {:.2} ms a step on {device}\n{} parameters at {points} points -> {} ({} bytes)",
+        args.user,
+        trained.steps,
+        data.len(),
+        trained.loss,
+        trained.ms_per_step,
+        parameters,
+        path.display(),
+        record.len(),
+    );
+    if let Some(verdict) = trained.verdict {
+        text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
+    }
+    output::result(args.json.json, &summary, &text)
+}
+
+impl From<Verdict> for HeldBack {
+    fn from(verdict: Verdict) -> Self {
+        HeldBack { samples: verdict.base.samples, base: verdict.base.into(), adapter: verdict.adapter.into() }
+    }
+}
+
+/// The adapter to start from.
+pub fn new_adapter(base: &Base, args: &NewAdapter, seed: u64) -> Result<Adapter, Failure> {
+    const DEFAULT_RANK: u16 = 4;
+    if let Some(path) = &args.init_adapter {
+        return run::adapter_at(base, path);
+    }
+    let rank = args.rank.unwrap_or(DEFAULT_RANK);
+    let mut options = AdapterOptions::kind(args.kind.as_deref().unwrap_or("lora"), rank).rslora(args.rslora).seed(seed);
+    if let Some(alpha) = args.alpha {
+        options = options.alpha(alpha);
+    }
+    if let Some(targets) = &args.targets {
+        options = options.targets(Targets::split(targets));
+    }
+    Ok(Adapter::new(base, &options)?)
+}
+
+fn options(args: &Train) -> TrainOptions {
+    let mut options = TrainOptions::new()
+        .batch_size(args.batch_size as usize)
+        .accumulate(args.accumulate as usize)
+        .lr(args.lr)
+        .schedule(args.schedule, args.warmup)
+        .optimizer(optimizers::find(&args.optimizer).expect("the command line lists the optimizers that there are"))
+        .shuffle(!args.no_shuffle)
+        .seed(args.seed);
+    if let Some(steps) = args.steps {
+        options = options.steps(steps);
+    }
+    if let Some(epochs) = args.epochs {
+        options = options.epochs(epochs);
+    }
+    if let Some(momentum) = args.momentum {
+        options = options.momentum(momentum);
+    }
+    if let Some(weight_decay) = args.weight_decay {
+        options = options.weight_decay(weight_decay);
+    }
+    if let Some(norm) = args.clip_norm {
+        options = options.clip_norm(norm);
+    }
+    if let Some(loss) = args.loss.as_deref().and_then(losses::find) {
+        options = options.loss(loss);
+    }
+    if let Some(output) = &args.output {
+        options = options.output(output);
+    }
+    if let Some(fraction) = args.hold_back {
+        options = options.hold_back(fraction);
+    }
+    options
+}
+
+/// One JSON object a step.
+struct Log {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+#[derive(Serialize)]
+struct LogLine {
+    step: u64,
+    loss: f32,
+    lr: f32,
+    ms: f64,
+    grad_norm: f32,
+}
+
+impl Log {
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Log { path: path.to_path_buf(), file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, step: &StepReport) -> Result<(), Failure> {
+        let &StepReport { step, loss, lr, ms, grad_norm, .. } = step;
+        let line = serde_json::to_string(&LogLine { step, loss, lr, ms, grad_norm })?;
+        // Flushed each step: whoever follows the file sees the run as it goes.
+        let written = writeln!(self.file, "{line}").and_then(|()| self.file.flush());
+        written.map_err(|error| format!("{}: {error}", self.path.display()).into())
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        self.file.flush().map_err(|error| format!("{}: {error}", self.path.display()).into())
+    }
+}

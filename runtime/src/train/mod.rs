@@ -1,0 +1,20 @@
+//! Training: batches to gradients to an adapter, on a session.
+
+/// Losses.
+pub mod losses;
+/// Optimizers.
+pub mod optimizers;
+
+mod batches;
+mod error;
+mod evaluate;
+mod options;
+mod schedule;
+mod shadow;
+mod trainer;
+
+pub use error::TrainError;
+pub use evaluate::{Evaluation, Verdict};
+pub use options::{Length, TrainOptions};
+pub use schedule::Schedule;
+pub use trainer::{StepReport, Trained, Trainer};
