@@ -158,7 +158,9 @@ fn a_run_that_takes_too_long_is_an_error_and_leaves_nothing_broken() {
     assert!(matches!(result, Err(DeviceError::Timeout { .. })), "{result:?}");
     let again = program.run(&[Segment::Forward]);
     assert!(matches!(again, Err(DeviceError::Driver { .. })), "{again:?}");
-    drop(device.compile(small_program(64)));
+    let read = program.read(Region::Arena, 0, &mut [0.0]);
+    assert!(matches!(read, Err(DeviceError::Driver { .. })), "memory may still be in use: {read:?}");
+    assert!(device.compile(small_program(64)).is_err());
     drop(program);
     assert_clean(&device);
 }

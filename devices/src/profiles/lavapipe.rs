@@ -6,6 +6,6 @@ use super::Profile;
 pub(super) const PROFILE: Profile = Profile {
     name: "lavapipe",
     matches: |id| id.device_name.starts_with("llvmpipe"),
-    dispatches_per_submit: 4096,
+    dispatches_per_submit: 256,
     timeout: Duration::from_secs(300),
 };

@@ -126,7 +126,7 @@ impl Gpu {
         let Some((last, earlier)) = buffers.split_last() else { return Ok(()) };
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         if failure.failed {
-            return Err(self.error("submitting work", "the device failed before"));
+            return Err(self.failed_before());
         }
         let fence = Fence::from_pool(self.device.clone()).map_err(|e| self.error("making a fence", e))?;
         let result = earlier
@@ -152,6 +152,19 @@ impl Gpu {
             }
         }
         result
+    }
+
+    /// Refuses a device that failed: work that was given up on may still be using its memory.
+    ///
+    /// # Errors
+    /// When a run or a copy failed before.
+    pub(super) fn ready(&self) -> Result<(), DeviceError> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.failed { Err(self.failed_before()) } else { Ok(()) }
+    }
+
+    fn failed_before(&self) -> DeviceError {
+        self.error("using the device", "it failed before; open it again")
     }
 
     fn submit(&self, buffer: &CommandBuffer, fence: vk::Fence) -> Result<(), DeviceError> {

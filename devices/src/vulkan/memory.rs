@@ -86,6 +86,7 @@ impl DeviceBuffer {
     /// When the device fails.
     pub(super) fn write(&self, gpu: &Arc<Gpu>, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         const CALL: &str = "copying to the device";
+        gpu.ready()?;
         if data.is_empty() {
             return Ok(()); // vulkano has no empty slices
         }
@@ -107,6 +108,7 @@ impl DeviceBuffer {
     /// When the device fails.
     pub(super) fn read(&self, gpu: &Arc<Gpu>, offset: u64, data: &mut [u8]) -> Result<(), DeviceError> {
         const CALL: &str = "copying from the device";
+        gpu.ready()?;
         if data.is_empty() {
             return Ok(());
         }
