@@ -22,6 +22,6 @@ void main() {
     if (i >= count * width) return;
     uint row = uint(ids[i / width]);
     uint c = i % width;
-    float value = row < rows ? weight_at(row * width + c) * weight_scale(c, row) : NOT_A_NUMBER;
+    float value = row < rows ? weight(row * width + c, c, row) : NOT_A_NUMBER;
     y[i] = (flags & ACCUMULATE) != 0u ? y[i] + value : value;
 }

@@ -1,9 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
 // c[i, j, m, n] (+)= alpha sum_k a[i, j, m, k] b[i, j, k, n]. See matmul.rs.
-// A workgroup makes a 16 x 16 tile of one (i, j); each invocation 4 columns of a row.
-
-layout(local_size_x = 64) in;
+// A workgroup makes a 64 x 64 tile of one (i, j).
 
 layout(push_constant) uniform Params {
     uint b0;
@@ -21,55 +19,56 @@ layout(set = 0, binding = 0) readonly buffer A { float a[]; };
 layout(set = 0, binding = 1) readonly buffer B { float b[]; };
 layout(set = 0, binding = 2) buffer C { float c[]; };
 
+#include "tile.glsl"
 #include "common.glsl"
 
-#define TILE 16u
+uint batch_offset(uint outer_stride, uint inner_stride) {
+    return gl_WorkGroupID.z / b1 * outer_stride + gl_WorkGroupID.z % b1 * inner_stride;
+}
 
-shared float a_tile[TILE * TILE]; // [row][inner]
-shared vec4 b_tile[TILE * TILE / 4u]; // [inner][column / 4]
+uint tile_inner() { return k; }
+
+vec4 load_a(uint row, uint i) {
+    if (row >= m || i >= k) return vec4(0.0);
+    uint stride = a_strides[3];
+    uint at = batch_offset(a_strides[0], a_strides[1]) + row * a_strides[2] + i * stride;
+    if (i + 3u < k) return vec4(a[at], a[at + stride], a[at + 2u * stride], a[at + 3u * stride]);
+    vec4 result = vec4(a[at], 0.0, 0.0, 0.0);
+    if (i + 1u < k) result.y = a[at + stride];
+    if (i + 2u < k) result.z = a[at + 2u * stride];
+    return result;
+}
+
+// Along the axis whose neighbours are nearer.
+bool b_along_inner() { return b_strides[2] < b_strides[3]; }
+
+vec4 load_b(uint i, uint col) {
+    if (i >= k || col >= n) return vec4(0.0);
+    uint stride = b_along_inner() ? b_strides[2] : b_strides[3];
+    uint count = b_along_inner() ? k - i : n - col;
+    uint at = batch_offset(b_strides[0], b_strides[1]) + i * b_strides[2] + col * b_strides[3];
+    if (count > 3u) return vec4(b[at], b[at + stride], b[at + 2u * stride], b[at + 3u * stride]);
+    vec4 result = vec4(b[at], 0.0, 0.0, 0.0);
+    if (count > 1u) result.y = b[at + stride];
+    if (count > 2u) result.z = b[at + 2u * stride];
+    return result;
+}
+
+void store(uint at, uint col, float sum) {
+    if (col >= n) return;
+    c[at] = (flags & ACCUMULATE) != 0u ? c[at] + alpha * sum : alpha * sum;
+}
+
+void store4(uint row, uint col, vec4 sums) {
+    if (row >= m) return;
+    uint stride = c_strides[3];
+    uint at = batch_offset(c_strides[0], c_strides[1]) + row * c_strides[2] + col * stride;
+    store(at, col, sums.x);
+    store(at + stride, col + 1u, sums.y);
+    store(at + 2u * stride, col + 2u, sums.z);
+    store(at + 3u * stride, col + 3u, sums.w);
+}
 
 void main() {
-    uint lane = gl_LocalInvocationID.x;
-    uint outer = gl_WorkGroupID.z / b1;
-    uint batch = gl_WorkGroupID.z % b1;
-    uint a_base = outer * a_strides[0] + batch * a_strides[1];
-    uint b_base = outer * b_strides[0] + batch * b_strides[1];
-    uint c_base = outer * c_strides[0] + batch * c_strides[1];
-    uint tile_row = gl_WorkGroupID.y * TILE;
-    uint tile_col = gl_WorkGroupID.x * TILE;
-    uint y = lane / 4u;
-    uint x4 = lane % 4u * 4u;
-    // Neighbouring invocations load neighbouring elements, whichever way an operand lies.
-    bool a_across = a_strides[3] > a_strides[2];
-    bool b_across = b_strides[2] < b_strides[3];
-
-    vec4 sum = vec4(0.0);
-    for (uint k0 = 0u; k0 < k; k0 += TILE) {
-        for (uint s = 0u; s < 4u; s++) {
-            uint slow = y;
-            uint fast = x4 + s;
-            uint row = a_across ? fast : slow;
-            uint i = a_across ? slow : fast;
-            bool inside = tile_row + row < m && k0 + i < k;
-            a_tile[row * TILE + i] = inside ? a[a_base + (tile_row + row) * a_strides[2] + (k0 + i) * a_strides[3]] : 0.0;
-            uint col = b_across ? slow : fast;
-            i = b_across ? fast : slow;
-            inside = tile_col + col < n && k0 + i < k;
-            float value = inside ? b[b_base + (k0 + i) * b_strides[2] + (tile_col + col) * b_strides[3]] : 0.0;
-            b_tile[i * (TILE / 4u) + col / 4u][col % 4u] = value;
-        }
-        barrier();
-        for (uint i = 0u; i < TILE; i++) sum += a_tile[y * TILE + i] * b_tile[i * (TILE / 4u) + x4 / 4u];
-        barrier();
-    }
-
-    uint row = tile_row + y;
-    if (row >= m) return;
-    for (uint s = 0u; s < 4u; s++) {
-        uint col = tile_col + x4 + s;
-        if (col >= n) return;
-        uint at = c_base + row * c_strides[2] + col * c_strides[3];
-        float value = alpha * sum[s];
-        c[at] = (flags & ACCUMULATE) != 0u ? c[at] + value : value;
-    }
+    multiply_tile(gl_WorkGroupID.y * TILE, gl_WorkGroupID.x * TILE);
 }

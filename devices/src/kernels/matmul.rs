@@ -92,7 +92,7 @@ impl Contract for Matmul {
     }
 
     fn workgroups(p: &MatmulParams) -> [u32; 3] {
-        [p.n.div_ceil(16), p.m.div_ceil(16), p.b0 * p.b1]
+        [p.n.div_ceil(64), p.m.div_ceil(64), p.b0 * p.b1]
     }
 
     fn samples() -> Vec<Sample> {

@@ -14,61 +14,70 @@ vec4 load_a(uint row, uint i);
 bool b_along_inner();
 // B[i .. i + 3, col] or B[i, col .. col + 3]; zeros outside of B.
 vec4 load_b(uint i, uint col);
-// Takes each sum of the tile once, also those outside of the result.
-void store(uint row, uint col, float sum);
+// Takes the sums at row and columns col .. col + 3, any of which may be outside of the result.
+void store4(uint row, uint col, vec4 sums);
 
 shared vec4 a_tile[STEP * TILE / 4u]; // [inner][row / 4]
 shared vec4 b_tile[STEP * TILE / 4u]; // [inner][column / 4]
 
+void store_block(uint row, uint col, mat4 block) {
+    store4(row, col, block[0]);
+    store4(row + 1u, col, block[1]);
+    store4(row + 2u, col, block[2]);
+    store4(row + 3u, col, block[3]);
+}
+
 void multiply_tile(uint row0, uint col0) {
     uint lane = gl_LocalInvocationID.x;
-    // Loading along the inner axis: 4 rows (or columns) by 4 inner elements for each invocation.
+    // Loading: each invocation takes 4 inner elements of 4 rows (or columns), a block to be transposed.
     uint quad = lane & 15u;
     uint inner4 = (lane >> 4) * 4u;
-    // Computing: 8 rows by 8 columns for each invocation.
+    uint block_at = inner4 * 16u + quad;
+    // Computing: each invocation takes 8 rows by 8 columns, as four blocks of 4 x 4. A column of a mat4 is a row of its
+    // block. No arrays: they would live in memory, not in registers.
     uint rows8 = lane >> 3;
     uint cols8 = lane & 7u;
-
-    vec4 sums[16];
-    for (uint s = 0u; s < 16u; s++) sums[s] = vec4(0.0);
+    mat4 top_left = mat4(0.0);
+    mat4 top_right = mat4(0.0);
+    mat4 bottom_left = mat4(0.0);
+    mat4 bottom_right = mat4(0.0);
 
     for (uint i0 = 0u; i0 < tile_inner(); i0 += STEP) {
+        uint i = i0 + inner4;
         uint row = row0 + quad * 4u;
-        mat4 block = mat4(load_a(row, i0 + inner4), load_a(row + 1u, i0 + inner4), load_a(row + 2u, i0 + inner4), load_a(row + 3u, i0 + inner4));
-        block = transpose(block);
-        for (uint j = 0u; j < 4u; j++) a_tile[(inner4 + j) * 16u + quad] = block[j];
-
+        uint col = col0 + quad * 4u;
+        mat4 block = transpose(mat4(load_a(row, i), load_a(row + 1u, i), load_a(row + 2u, i), load_a(row + 3u, i)));
+        a_tile[block_at] = block[0];
+        a_tile[block_at + 16u] = block[1];
+        a_tile[block_at + 32u] = block[2];
+        a_tile[block_at + 48u] = block[3];
         if (b_along_inner()) {
-            uint col = col0 + quad * 4u;
-            block = mat4(load_b(i0 + inner4, col), load_b(i0 + inner4, col + 1u), load_b(i0 + inner4, col + 2u), load_b(i0 + inner4, col + 3u));
-            block = transpose(block);
-            for (uint j = 0u; j < 4u; j++) b_tile[(inner4 + j) * 16u + quad] = block[j];
+            block = transpose(mat4(load_b(i, col), load_b(i, col + 1u), load_b(i, col + 2u), load_b(i, col + 3u)));
         } else {
-            for (uint s = 0u; s < 4u; s++) {
-                uint i = (lane >> 4) + s * 4u;
-                b_tile[i * 16u + quad] = load_b(i0 + i, col0 + quad * 4u);
-            }
+            block = mat4(load_b(i, col), load_b(i + 1u, col), load_b(i + 2u, col), load_b(i + 3u, col));
         }
+        b_tile[block_at] = block[0];
+        b_tile[block_at + 16u] = block[1];
+        b_tile[block_at + 32u] = block[2];
+        b_tile[block_at + 48u] = block[3];
         barrier();
-
-        for (uint i = 0u; i < STEP; i++) {
-            vec4 a_low = a_tile[i * 16u + rows8 * 2u];
-            vec4 a_high = a_tile[i * 16u + rows8 * 2u + 1u];
-            vec4 b_low = b_tile[i * 16u + cols8 * 2u];
-            vec4 b_high = b_tile[i * 16u + cols8 * 2u + 1u];
-            for (uint r = 0u; r < 4u; r++) {
-                sums[r * 2u] += a_low[r] * b_low;
-                sums[r * 2u + 1u] += a_low[r] * b_high;
-                sums[8u + r * 2u] += a_high[r] * b_low;
-                sums[8u + r * 2u + 1u] += a_high[r] * b_high;
-            }
+        for (uint step = 0u; step < STEP; step++) {
+            vec4 a_low = a_tile[step * 16u + rows8 * 2u];
+            vec4 a_high = a_tile[step * 16u + rows8 * 2u + 1u];
+            vec4 b_low = b_tile[step * 16u + cols8 * 2u];
+            vec4 b_high = b_tile[step * 16u + cols8 * 2u + 1u];
+            top_left += outerProduct(b_low, a_low);
+            top_right += outerProduct(b_high, a_low);
+            bottom_left += outerProduct(b_low, a_high);
+            bottom_right += outerProduct(b_high, a_high);
         }
         barrier();
     }
 
-    for (uint r = 0u; r < 8u; r++) {
-        for (uint c = 0u; c < 8u; c++) {
-            store(row0 + rows8 * 8u + r, col0 + cols8 * 8u + c, sums[r * 2u + (c >> 2)][c & 3u]);
-        }
-    }
+    uint row = row0 + rows8 * 8u;
+    uint col = col0 + cols8 * 8u;
+    store_block(row, col, top_left);
+    store_block(row, col + 4u, top_right);
+    store_block(row + 4u, col, bottom_left);
+    store_block(row + 4u, col + 4u, bottom_right);
 }

@@ -49,6 +49,8 @@ struct Failure {
     failed: bool,
     /// Fences of work that was given up on and may still be running.
     abandoned: Vec<Fence>,
+    /// They were waited for, and did not end: nobody waits again.
+    stuck: bool,
 }
 
 impl Gpu {
@@ -191,11 +193,14 @@ impl Gpu {
         }
     }
 
-    /// Waits for work that was given up on; false when it is still running after [`DRAIN`].
+    /// Waits for work that was given up on; false when it was still running after [`DRAIN`].
     fn drained(&self) -> bool {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.abandoned.retain(|fence| matches!(fence.wait(Some(DRAIN)), Err(VulkanError::Timeout)));
-        failure.abandoned.is_empty()
+        if !failure.stuck {
+            failure.abandoned.retain(|fence| matches!(fence.wait(Some(DRAIN)), Err(VulkanError::Timeout)));
+            failure.stuck = !failure.abandoned.is_empty();
+        }
+        !failure.stuck
     }
 }
 

@@ -67,3 +67,35 @@ impl Hazards {
         wait
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Binary, BinaryOp, BinaryParams, kernel, to_words};
+    use crate::program::{Region, SLOT_ALIGN};
+
+    /// y = a + b over slots of the arena, by number.
+    fn call(a: usize, b: usize, y: usize) -> Call {
+        let slot = |i: usize| Operand::Slot(Slot::new(Region::Arena, i * SLOT_ALIGN, SLOT_ALIGN));
+        let strides = [0, 0, 0, 0, 1];
+        let params =
+            BinaryParams { dims: [1, 1, 1, 1, 64], a: strides, b: strides, op: BinaryOp::Add as u32, flags: 0 };
+        Call {
+            kernel: kernel::<Binary>(),
+            params: to_words(&params),
+            operands: vec![slot(a), slot(b), slot(y)],
+            label: String::new(),
+        }
+    }
+
+    #[test]
+    fn dependent_calls_wait_and_independent_ones_do_not() {
+        let mut hazards = Hazards::default();
+        assert!(!hazards.must_wait(&call(0, 1, 2)), "the first call");
+        assert!(!hazards.must_wait(&call(0, 1, 3)), "reads what others read");
+        assert!(hazards.must_wait(&call(2, 1, 4)), "reads what was written");
+        assert!(!hazards.must_wait(&call(3, 0, 5)), "written before the last barrier");
+        assert!(hazards.must_wait(&call(0, 0, 4)), "writes what was written");
+        assert!(hazards.must_wait(&call(1, 1, 0)), "writes what was read");
+    }
+}
