@@ -1,0 +1,112 @@
+//! Stage 2: the many spellings of exporters become one. [`ALL`] is the order.
+
+mod batch_norm;
+mod constants;
+mod functions;
+mod gelu;
+mod identity;
+mod layer_norm;
+mod layout;
+mod opset;
+
+use crate::error::Result;
+use crate::graph::{Graph, Node};
+use crate::read::Model;
+use crate::{support, types};
+
+/// One rewrite of the graph. What it computes stays the same; only the spelling changes.
+pub struct Pass {
+    /// Its name, for reports.
+    pub name: &'static str,
+    /// Applies it wherever it fits.
+    pub run: fn(&mut Graph) -> Result<()>,
+}
+
+/// The passes that need types, in the order in which they run.
+pub const ALL: &[Pass] = &[
+    Pass { name: "operator set 21", run: opset::run },
+    Pass { name: "no identity", run: identity::run },
+    Pass { name: "LayerNormalization", run: layer_norm::run },
+    Pass { name: "Gelu", run: gelu::run },
+    Pass { name: "BatchNormalization folded", run: batch_norm::run },
+    Pass { name: "weight layout", run: layout::run },
+];
+
+/// The canonical graph of `model`: operator set 21, typed, functions inlined, only supported operators.
+///
+/// # Errors
+/// If an operator, or a use of it, is not supported, or if types contradict each other.
+pub fn canonicalize(model: &Model) -> Result<Graph> {
+    let mut graph = inlined(model)?;
+    types::infer(&mut graph, model.opset)?;
+    for pass in ALL {
+        (pass.run)(&mut graph)?;
+        graph.sort()?;
+        graph.sweep();
+    }
+    for node in &graph.nodes {
+        support::check(node)?;
+    }
+    Ok(graph)
+}
+
+/// The graph of `model` with functions inlined, Constant nodes made constants, and nothing that no output needs.
+///
+/// # Errors
+/// If a function cannot be inlined, or an operator is unknown.
+pub fn inlined(model: &Model) -> Result<Graph> {
+    let mut graph = functions::inline(model)?;
+    graph.sweep();
+    constants::run(&mut graph)?;
+    identity::run(&mut graph)?;
+    graph.sort()?;
+    graph.sweep();
+    for node in &graph.nodes {
+        support::check_source(node)?;
+    }
+    Ok(graph)
+}
+
+/// What a node that replaces others inherits from the one that makes their last value.
+fn replacement(op_type: &str, old: &Node, inputs: &[&str]) -> Node {
+    Node { scope: old.scope.clone(), ..Node::new(op_type, &old.name, inputs, old.output()) }
+}
+
+#[cfg(test)]
+mod testing {
+    use crate::graph::{Dim, Graph, Node, Port, ValueType};
+    use crate::tensor::{DType, Tensor};
+
+    /// A graph from `x: f32 [B, dims...]` to `y`.
+    pub fn graph(dims: &[usize], constants: &[(&str, Tensor)], nodes: Vec<Node>) -> Graph {
+        let mut shape = vec![Dim::Symbol("B".into())];
+        shape.extend(dims.iter().map(|&d| Dim::Known(d)));
+        let x = Port { name: "x".into(), ty: ValueType { dtype: DType::F32, dims: Some(shape) } };
+        let y = Port { name: "y".into(), ty: ValueType { dtype: DType::F32, dims: None } };
+        Graph {
+            nodes,
+            inputs: vec![x],
+            outputs: vec![y],
+            constants: constants.iter().map(|(n, t)| ((*n).to_owned(), t.clone())).collect(),
+            ..Graph::default()
+        }
+    }
+
+    /// The operators of the graph, in order.
+    pub fn ops(graph: &Graph) -> Vec<&str> {
+        graph.nodes.iter().map(|n| n.op_type.as_str()).collect()
+    }
+
+    /// A constant of one element.
+    pub fn scalar(value: f32) -> Tensor {
+        Tensor::from_f32(&[], &[value])
+    }
+
+    /// Types the graph, runs the pass, removes what is no longer used.
+    pub fn run(graph: &mut Graph, pass: fn(&mut Graph) -> crate::error::Result<()>) {
+        crate::types::infer(graph, 21).unwrap();
+        pass(graph).unwrap();
+        graph.sort().unwrap();
+        graph.sweep();
+    }
+}

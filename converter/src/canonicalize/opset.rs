@@ -1,0 +1,60 @@
+//! Nodes of operator sets 13 to 23 take the form of operator set 21.
+//!
+//! Between those sets the supported operators differ in: `axes` of Reduce* (an input since 18), `num_outputs` of Split
+//! (since 18), and types that no supported model uses. <https://github.com/onnx/onnx/blob/main/docs/Changelog.md>
+
+use crate::error::Result;
+use crate::graph::{Attribute, Graph, OPSET};
+use crate::tensor::Tensor;
+
+pub(super) fn run(graph: &mut Graph) -> Result<()> {
+    for i in 0..graph.nodes.len() {
+        let node = &mut graph.nodes[i];
+        if !node.domain.is_empty() {
+            continue;
+        }
+        let version = std::mem::replace(&mut node.opset, OPSET);
+        if node.op_type.starts_with("Reduce") && version < 18 && node.op_type != "ReduceSum" {
+            if let Some(Attribute::Ints(axes)) = node.attributes.remove("axes") {
+                let stem = format!("{}.axes", node.name);
+                let name = graph.add_constant(&stem, Tensor::from_i64(&[axes.len()], &axes));
+                graph.nodes[i].inputs.truncate(1);
+                graph.nodes[i].inputs.push(name);
+            }
+        } else if node.op_type == "Split" && version < 18 && node.input(1).is_none() {
+            let outputs = node.outputs.len() as i64;
+            node.attributes.insert("num_outputs".into(), Attribute::Int(outputs));
+        } else if node.op_type == "BatchNormalization" && node.int("training_mode").unwrap_or(0) != 0 {
+            return Err(node.unsupported("training_mode is on; export the model after model.eval()"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::graph;
+    use super::*;
+    use crate::graph::Node;
+
+    #[test]
+    fn axes_become_an_input() {
+        let mut mean = Node::new("ReduceMean", "m", &["x"], "y").with("axes", Attribute::Ints(vec![-1]));
+        mean.opset = 13;
+        let mut g = graph(&[4], &[], vec![mean]);
+        run(&mut g).unwrap();
+        assert_eq!(g.constant_ints(&g.nodes[0], 1), Some(vec![-1]));
+        assert_eq!(g.nodes[0].attributes.len(), 0);
+        assert_eq!(g.nodes[0].opset, OPSET);
+    }
+
+    #[test]
+    fn split_says_how_many() {
+        let mut split = Node::new("Split", "s", &["x"], "y");
+        split.opset = 13;
+        split.outputs.push("z".into());
+        let mut g = graph(&[4], &[], vec![split]);
+        run(&mut g).unwrap();
+        assert_eq!(g.nodes[0].int("num_outputs"), Some(2));
+    }
+}
