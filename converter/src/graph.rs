@@ -314,10 +314,7 @@ impl Graph {
         for (i, node) in self.nodes.iter().enumerate() {
             for output in node.outputs.iter().filter(|s| !s.is_empty()) {
                 if known.contains(output.as_str()) || makers.insert(output, i).is_some() {
-                    return Err(Error::Invalid(format!(
-                        "node {:?}: value {output:?} is defined twice",
-                        node.name
-                    )));
+                    return Err(Error::Invalid(format!("node {:?}: value {output:?} is defined twice", node.name)));
                 }
             }
         }
@@ -358,7 +355,10 @@ impl Graph {
         }
         if order.len() < self.nodes.len() {
             let node = (0..self.nodes.len()).find(|&i| waiting[i] > 0).expect("a node is left on the cycle");
-            return Err(Error::Invalid(format!("node {:?}: its output leads back to its input", self.nodes[node].name)));
+            return Err(Error::Invalid(format!(
+                "node {:?}: its output leads back to its input",
+                self.nodes[node].name
+            )));
         }
         let mut nodes: Vec<Option<Node>> = std::mem::take(&mut self.nodes).into_iter().map(Some).collect();
         self.nodes = order.into_iter().map(|i| nodes[i].take().expect("each node is ordered once")).collect();

@@ -98,17 +98,17 @@ impl Files {
     fn slice(&mut self, tensor: &TensorProto, expected: Option<usize>) -> Result<Bytes> {
         let entry = |key: &str| tensor.external_data.iter().find(|e| e.key == key).map(|e| e.value.as_str());
         let location = entry("location").unwrap_or_default();
-        let refuse = |detail: String| Error::ExternalData {
-            tensor: tensor.name.clone(),
-            location: location.to_owned(),
-            detail,
-        };
+        let refuse =
+            |detail: String| Error::ExternalData { tensor: tensor.name.clone(), location: location.to_owned(), detail };
         let number = |key: &str| match entry(key) {
             None => Ok(None),
-            Some(v) => v.parse::<usize>().map(Some).map_err(|_| refuse(format!("{key} {v:?} is not a number of bytes"))),
+            Some(v) => {
+                v.parse::<usize>().map(Some).map_err(|_| refuse(format!("{key} {v:?} is not a number of bytes")))
+            }
         };
         let relative = Path::new(location);
-        if location.is_empty() || !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        if location.is_empty() || !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
+        {
             return Err(refuse("the path must be relative and stay inside the model's folder".into()));
         }
         let path = self.folder.join(relative);
@@ -231,10 +231,21 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
             inputs: n.input,
             outputs: n.output,
             attributes,
-            scope: n.metadata_props.iter().find(|e| e.key == "pkg.torch.onnx.name_scopes").and_then(|e| module(&e.value)),
+            scope: scope(&n.metadata_props),
         });
     }
     Ok(nodes)
+}
+
+/// The module that the dynamo exporter recorded for a node. Where it folded a BatchNormalization into the convolution
+/// before it, it recorded the normalization, which is not the module that holds the weight.
+fn scope(metadata: &[proto::StringStringEntryProto]) -> Option<String> {
+    let innermost = |key: &str| metadata.iter().find(|e| e.key == key).and_then(|e| module(&e.value));
+    let class = innermost("pkg.torch.onnx.class_hierarchy");
+    if class.is_some_and(|c| c.contains("BatchNorm")) {
+        return None;
+    }
+    innermost("pkg.torch.onnx.name_scopes")
 }
 
 /// The innermost module of a list of scopes like `['', 'encoder', 'encoder.query', 'linear']`, whose last entry is the
@@ -269,8 +280,8 @@ fn attribute(a: proto::AttributeProto, files: &mut Files) -> Result<Attribute> {
 
 fn tensor(t: TensorProto, files: &mut Files, is_initializer: bool) -> Result<Tensor> {
     let about = |detail: String| Error::Invalid(format!("tensor {:?}: {detail}", t.name));
-    let dtype = DType::from_onnx(t.data_type)
-        .ok_or_else(|| about(format!("element type {} is not supported", t.data_type)))?;
+    let dtype =
+        DType::from_onnx(t.data_type).ok_or_else(|| about(format!("element type {} is not supported", t.data_type)))?;
     let dims = t
         .dims
         .iter()
@@ -309,10 +320,11 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Bytes {
 
 fn port(info: &ValueInfoProto) -> Result<Port> {
     let ty = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
-    let ty = ty.ok_or_else(|| Error::Invalid(format!("{:?} is not a tensor; sequences and maps are not supported", info.name)))?;
-    let dtype = DType::from_onnx(ty.elem_type).ok_or_else(|| {
-        Error::Invalid(format!("{:?} has the unsupported element type {}", info.name, ty.elem_type))
+    let ty = ty.ok_or_else(|| {
+        Error::Invalid(format!("{:?} is not a tensor; sequences and maps are not supported", info.name))
     })?;
+    let dtype = DType::from_onnx(ty.elem_type)
+        .ok_or_else(|| Error::Invalid(format!("{:?} has the unsupported element type {}", info.name, ty.elem_type)))?;
     let dims = ty.shape.as_ref().map(|s| {
         s.dim
             .iter()

@@ -88,7 +88,8 @@ pub fn gradient(op_type: &str) -> Option<Gradient> {
 
 /// Whether a gradient flows from the output of `node` to its input `index`.
 pub fn flows(node: &Node, index: usize) -> bool {
-    let gradient = if node.is("DequantizeLinear") || !node.domain.is_empty() { No } else { gradient(&node.op_type).unwrap_or(No) };
+    let gradient =
+        if node.is("DequantizeLinear") || !node.domain.is_empty() { No } else { gradient(&node.op_type).unwrap_or(No) };
     match gradient {
         All => !node.is("Where") || index > 0,
         First => index == 0,
@@ -116,12 +117,16 @@ pub fn check_source(node: &Node) -> Result<()> {
 
 fn unsupported(node: &Node) -> Error {
     let way_out = match node.op_type.as_str() {
-        _ if !node.domain.is_empty() => "export the model with standard ONNX operators only, without runtime-specific fusion",
+        _ if !node.domain.is_empty() => {
+            "export the model with standard ONNX operators only, without runtime-specific fusion"
+        }
         "Attention" | "RMSNormalization" | "RotaryEmbedding" => {
             "export the model with opset_version=21 or lower, so that it is written as primitives"
         }
         "If" | "Loop" | "Scan" => "export the model without control flow that depends on data",
-        "DequantizeLinear" | "QuantizeLinear" | "DynamicQuantizeLinear" => "export the float model; the converter quantizes it",
+        "DequantizeLinear" | "QuantizeLinear" | "DynamicQuantizeLinear" => {
+            "export the float model; the converter quantizes it"
+        }
         _ => "replace it in the model, or export the part of the model before it",
     };
     Error::UnsupportedOp {
@@ -146,6 +151,8 @@ mod tests {
         let mut node = Node::new("FusedMatMul", "fused", &["x"], "y");
         node.domain = "com.microsoft".into();
         let text = check(&node).unwrap_err().to_string();
-        assert!(text.contains("\"fused\"") && text.contains("com.microsoft.FusedMatMul") && text.contains("standard ONNX"));
+        assert!(
+            text.contains("\"fused\"") && text.contains("com.microsoft.FusedMatMul") && text.contains("standard ONNX")
+        );
     }
 }

@@ -36,11 +36,8 @@ pub fn infer(graph: &mut Graph, opset: i64) -> Result<()> {
     let links = graph.links();
     let mut folded = vec![false; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
-        let values: Option<Vec<(String, Tensor)>> = node
-            .outputs
-            .iter()
-            .map(|o| Some((o.clone(), constant(model.get(o)?)?)))
-            .collect();
+        let values: Option<Vec<(String, Tensor)>> =
+            node.outputs.iter().map(|o| Some((o.clone(), constant(model.get(o)?)?))).collect();
         let Some(values) = values else { continue };
         if values.is_empty() || values.iter().any(|(o, t)| links.is_output(o) || t.byte_len() > FOLD_MAX_BYTES) {
             continue;
@@ -80,7 +77,7 @@ fn analyse(graph: &Graph, opset: i64) -> TractResult<std::collections::HashMap<S
         }
     }
     let proto = tract_onnx::pb::ModelProto::decode(proto.encode_to_vec().as_slice())?;
-    let parsed = tract_onnx::onnx().with_ignore_value_info(true).parse(&proto, None)?;
+    let parsed = onnx().with_ignore_value_info(true).parse(&proto, None)?;
     let mut model = parsed.model;
     model.analyse(true)?;
     parsed.outlets_by_name.into_iter().map(|(name, outlet)| Ok((name, model.outlet_fact(outlet)?.clone()))).collect()

@@ -115,10 +115,14 @@ mod tests {
 
     #[test]
     fn folds_into_the_conv_before_it() {
-        let mut g = graph(&[1, 8], &constants(), vec![
-            Node::new("Conv", "conv", &["x", "w"], "h"),
-            Node::new("BatchNormalization", "bn", &["h", "s", "b", "m", "v"], "y"),
-        ]);
+        let mut g = graph(
+            &[1, 8],
+            &constants(),
+            vec![
+                Node::new("Conv", "conv", &["x", "w"], "h"),
+                Node::new("BatchNormalization", "bn", &["h", "s", "b", "m", "v"], "y"),
+            ],
+        );
         run(&mut g, super::run);
         assert_eq!(ops(&g), ["Conv"]);
         let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
@@ -130,9 +134,8 @@ mod tests {
 
     #[test]
     fn stands_alone_as_mul_and_add() {
-        let mut g = graph(&[2, 8], &constants(), vec![
-            Node::new("BatchNormalization", "bn", &["x", "s", "b", "m", "v"], "y"),
-        ]);
+        let mut g =
+            graph(&[2, 8], &constants(), vec![Node::new("BatchNormalization", "bn", &["x", "s", "b", "m", "v"], "y")]);
         run(&mut g, super::run);
         assert_eq!(ops(&g), ["Mul", "Add"]);
         assert_eq!(g.constant_input(&g.nodes[0], 1).unwrap().dims(), [2, 1]);

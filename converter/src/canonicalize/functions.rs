@@ -34,7 +34,11 @@ fn expand(
 ) -> Result<()> {
     let Some(function) = functions.get(&(node.domain.clone(), node.op_type.clone())) else {
         out.push(node);
-        return if out.len() > MAX_NODES { Err(Error::Invalid(format!("more than {MAX_NODES} nodes"))) } else { Ok(()) };
+        return if out.len() > MAX_NODES {
+            Err(Error::Invalid(format!("more than {MAX_NODES} nodes")))
+        } else {
+            Ok(())
+        };
     };
     if depth == MAX_DEPTH {
         return Err(node.unsupported(format!("functions call each other more than {MAX_DEPTH} deep")));

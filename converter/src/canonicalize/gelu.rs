@@ -134,9 +134,12 @@ impl Matcher<'_> {
 
     /// The node that makes `0.5 x (1 + value)`.
     fn root(&self, value: &str, x: &str) -> Option<usize> {
-        let add = self.links.consumers(value).iter().map(|&i| &self.graph.nodes[i]).find(|n| {
-            n.is("Add") && n.inputs.iter().any(|i| i != value && self.scalar(i) == Some(1.0))
-        })?;
+        let add = self
+            .links
+            .consumers(value)
+            .iter()
+            .map(|&i| &self.graph.nodes[i])
+            .find(|n| n.is("Add") && n.inputs.iter().any(|i| i != value && self.scalar(i) == Some(1.0)))?;
         let mut level = vec![add.output()];
         for _ in 0..3 {
             let mut next = Vec::new();
@@ -178,13 +181,17 @@ mod tests {
     #[test]
     fn exact_in_both_orders() {
         for (first, second) in [("x", "half"), ("half", "x")] {
-            let mut g = graph(&[4], &constants(), vec![
-                Node::new("Div", "a", &["x", "sqrt2"], "a"),
-                Node::new("Erf", "b", &["a"], "b"),
-                Node::new("Add", "c", &["b", "one"], "c"),
-                Node::new("Mul", "d", &[first, "c"], "d"),
-                Node::new("Mul", "e", &["d", second], "y"),
-            ]);
+            let mut g = graph(
+                &[4],
+                &constants(),
+                vec![
+                    Node::new("Div", "a", &["x", "sqrt2"], "a"),
+                    Node::new("Erf", "b", &["a"], "b"),
+                    Node::new("Add", "c", &["b", "one"], "c"),
+                    Node::new("Mul", "d", &[first, "c"], "d"),
+                    Node::new("Mul", "e", &["d", second], "y"),
+                ],
+            );
             run(&mut g, super::run);
             assert_eq!(ops(&g), ["Gelu"]);
             assert_eq!(g.nodes[0].string("approximate"), Some("none"));
@@ -226,12 +233,16 @@ mod tests {
 
     #[test]
     fn another_factor_is_no_gelu() {
-        let mut g = graph(&[4], &constants(), vec![
-            Node::new("Div", "a", &["x", "sqrt2"], "a"),
-            Node::new("Erf", "b", &["a"], "b"),
-            Node::new("Add", "c", &["b", "one"], "c"),
-            Node::new("Mul", "d", &["x", "c"], "y"),
-        ]);
+        let mut g = graph(
+            &[4],
+            &constants(),
+            vec![
+                Node::new("Div", "a", &["x", "sqrt2"], "a"),
+                Node::new("Erf", "b", &["a"], "b"),
+                Node::new("Add", "c", &["b", "one"], "c"),
+                Node::new("Mul", "d", &["x", "c"], "y"),
+            ],
+        );
         run(&mut g, super::run);
         assert_eq!(ops(&g), ["Div", "Erf", "Add", "Mul"]);
     }

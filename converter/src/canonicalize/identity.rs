@@ -59,12 +59,16 @@ mod tests {
 
     #[test]
     fn identities_vanish_and_outputs_keep_their_names() {
-        let mut g = graph(&[4], &[("w", Tensor::from_f32(&[4], &[1.; 4]))], vec![
-            Node::new("Identity", "a", &["w"], "w2"),
-            Node::new("Cast", "c", &["x"], "c").with("to", Attribute::Int(1)),
-            Node::new("Add", "b", &["c", "w2"], "h"),
-            Node::new("Dropout", "d", &["h"], "y"),
-        ]);
+        let mut g = graph(
+            &[4],
+            &[("w", Tensor::from_f32(&[4], &[1.; 4]))],
+            vec![
+                Node::new("Identity", "a", &["w"], "w2"),
+                Node::new("Cast", "c", &["x"], "c").with("to", Attribute::Int(1)),
+                Node::new("Add", "b", &["c", "w2"], "h"),
+                Node::new("Dropout", "d", &["h"], "y"),
+            ],
+        );
         run(&mut g, super::run);
         assert_eq!(ops(&g), ["Add"]);
         assert_eq!(g.nodes[0].inputs, ["x", "w"]);

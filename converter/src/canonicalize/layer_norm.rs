@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn without_scale_and_with_a_reciprocal() {
-        let mut g = primitives(vec![Node::new("Reciprocal", "r", &["s"], "r"), Node::new("Mul", "n", &["r", "d"], "y")]);
+        let mut g =
+            primitives(vec![Node::new("Reciprocal", "r", &["s"], "r"), Node::new("Mul", "n", &["r", "d"], "y")]);
         run(&mut g, super::run);
         assert_eq!(ops(&g), ["LayerNormalization"]);
         assert_eq!(g.constant_input(&g.nodes[0], 1).unwrap().to_f32(), [1.0; 4]);

@@ -68,8 +68,7 @@ fn gemm(graph: &mut Graph, i: usize) -> Result<usize> {
         return Ok(0);
     }
     let name = graph.fresh_name(&format!("{}.a", node.name));
-    let transpose =
-        Node::new("Transpose", &name, &[&node.inputs[0]], &name).with("perm", Attribute::Ints(vec![1, 0]));
+    let transpose = Node::new("Transpose", &name, &[&node.inputs[0]], &name).with("perm", Attribute::Ints(vec![1, 0]));
     graph.nodes[i].inputs[0] = name;
     graph.nodes.insert(i, transpose);
     Ok(1)
@@ -79,9 +78,8 @@ fn gemm(graph: &mut Graph, i: usize) -> Result<usize> {
 fn scale_input(graph: &mut Graph, node: usize, input: usize, factor: f32) -> Result<()> {
     let name = graph.nodes[node].inputs[input].clone();
     let Some(tensor) = graph.constants.get(&name).filter(|t| t.dtype == DType::F32) else {
-        return Err(graph.nodes[node].unsupported(
-            "alpha or beta is not 1 and its matrix is computed; multiply outside of Gemm instead",
-        ));
+        return Err(graph.nodes[node]
+            .unsupported("alpha or beta is not 1 and its matrix is computed; multiply outside of Gemm instead"));
     };
     let tensor = tensor.rewritten(Rewrite::Scale(factor));
     if graph.links().only_consumer(&name).is_some() {

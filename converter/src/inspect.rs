@@ -1,0 +1,146 @@
+//! What a model offers: its points and its operators. Works on exported folders and on plain ONNX files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use inlay_format::metadata::POINTS_KEY;
+use inlay_format::points::{Point, check_all};
+use serde::Serialize;
+
+use crate::canonicalize::canonicalize;
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::points::candidates;
+use crate::read::{Model, read};
+use crate::report::{PointReport, Skipped, bytes, points_table};
+use crate::support::{self, Gradient};
+use crate::write::MODEL_FILE;
+
+/// What a model offers.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether `converter export` wrote it.
+    pub exported: bool,
+    /// Bytes, with external data.
+    pub bytes: u64,
+    /// The points of an exported file; the possible points of another.
+    pub points: Vec<PointReport>,
+    /// Linears and convolutions that cannot carry an adapter, and why.
+    pub skipped: Vec<Skipped>,
+    /// The operators.
+    pub ops: Vec<OpReport>,
+    /// Why a plain file cannot be exported, if so; its operators are then listed as the exporter wrote them.
+    pub not_exportable: Option<String>,
+}
+
+/// An operator of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OpReport {
+    /// Its name, after its domain if that is not ai.onnx.
+    pub op_type: String,
+    /// How many nodes apply it.
+    pub count: usize,
+    /// Whether it is supported.
+    pub supported: bool,
+    /// Whether a gradient flows through it.
+    pub differentiable: bool,
+}
+
+/// Inspects an exported folder, the `.onnx` inside it, or any ONNX file.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    let file = if path.is_dir() { path.join(MODEL_FILE) } else { path.to_owned() };
+    let model = read(&file)?;
+    let mut inspection = Inspection {
+        exported: model.metadata.contains_key(POINTS_KEY),
+        bytes: model.bytes,
+        points: Vec::new(),
+        skipped: Vec::new(),
+        ops: ops(&model.graph),
+        not_exportable: None,
+        file,
+    };
+    if inspection.exported {
+        inspection.points = exported_points(&model, &inspection.file)?;
+    } else {
+        match canonicalize(&model) {
+            Ok(graph) => {
+                let all = candidates(&graph);
+                inspection.points = all.iter().filter(|c| c.obstacle.is_none()).map(Into::into).collect();
+                inspection.skipped = all.iter().filter_map(Skipped::of).collect();
+                inspection.ops = ops(&graph);
+            }
+            Err(e) => inspection.not_exportable = Some(e.to_string()),
+        }
+    }
+    Ok(inspection)
+}
+
+fn exported_points(model: &Model, file: &Path) -> Result<Vec<PointReport>> {
+    let bad = |detail: String| Error::NotExported { path: file.to_owned(), detail: format!("{POINTS_KEY}: {detail}") };
+    let json = &model.metadata[POINTS_KEY];
+    let points: Vec<Point<String>> = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    check_all(&points).map_err(|(i, e)| bad(format!("point {i}: {e}")))?;
+    Ok(points
+        .into_iter()
+        .map(|p| {
+            let parameters = usize::try_from(p.lora_parameters_per_rank()).unwrap_or(usize::MAX);
+            PointReport {
+                op: format!("{:?}", p.op).to_lowercase(),
+                d_in: p.d_in as usize,
+                d_out: p.d_out as usize,
+                kernel: p.kernel.iter().map(|&k| k as usize).collect(),
+                bytes_per_rank_f32: parameters.saturating_mul(4),
+                bytes_per_rank_f16: parameters.saturating_mul(2),
+                path: p.path,
+                path_source: "the export",
+            }
+        })
+        .collect())
+}
+
+fn ops(graph: &Graph) -> Vec<OpReport> {
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for node in &graph.nodes {
+        *counts.entry((&node.domain, &node.op_type)).or_default() += 1;
+    }
+    let report = |((domain, op_type), count): ((&str, &str), usize)| {
+        let gradient = if domain.is_empty() { support::gradient(op_type) } else { None };
+        OpReport {
+            op_type: if domain.is_empty() { op_type.to_owned() } else { format!("{domain}.{op_type}") },
+            count,
+            supported: gradient.is_some() || (domain.is_empty() && op_type == "DequantizeLinear"),
+            differentiable: gradient.is_some_and(|g| g != Gradient::None),
+        }
+    };
+    counts.into_iter().map(report).collect()
+}
+
+impl Inspection {
+    /// For a terminal.
+    pub fn text(&self) -> String {
+        let kind = if self.exported { "exported base" } else { "ONNX model" };
+        let mut text = format!("{}: {kind}, {}\n\n", self.file.display(), bytes(self.bytes));
+        if let Some(why) = &self.not_exportable {
+            let _ = writeln!(text, "cannot be exported: {why}\n");
+        } else {
+            text.push_str(&points_table(&self.points, &self.skipped));
+            text.push('\n');
+        }
+        let width = self.ops.iter().map(|o| o.op_type.len()).max().unwrap_or(2);
+        for op in &self.ops {
+            let gradient = match (op.supported, op.differentiable) {
+                (false, _) => "not supported",
+                (true, true) => "differentiable",
+                (true, false) => "no gradient",
+            };
+            let _ = writeln!(text, "{:width$} {:5}  {gradient}", op.op_type, op.count);
+        }
+        text
+    }
+}

@@ -1,0 +1,181 @@
+//! The command line of the converter.
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use inlay_converter::export::{Options, Stage, export};
+use inlay_converter::inspect::inspect;
+use inlay_converter::quantize::Quant;
+
+/// A trained ONNX model in, a frozen quantized base with insertion points for adapters out.
+#[derive(Parser)]
+#[command(name = "converter", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write model.onnx and model.onnx.data, verified against the source
+    Export(ExportArgs),
+    /// List insertion points, sizes, and operators with whether they can be trained through
+    Inspect {
+        /// An exported folder, or any ONNX file
+        path: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    /// The ONNX file, operator sets 13 to 23
+    model: PathBuf,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value = "int8")]
+    quant: QuantArg,
+    /// Modules that get an insertion point: globs over their paths, separated by commas [default: all that can be
+    /// trained]
+    #[arg(long, value_name = "GLOB,...", value_delimiter = ',')]
+    targets: Vec<String>,
+    /// Adapter kinds to prepare for
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', default_value = "lora")]
+    kinds: Vec<KindArg>,
+    /// Real inputs for the verification: arrays named after the model's inputs [default: generated]
+    #[arg(long, value_name = "FILE.npz")]
+    samples: Option<PathBuf>,
+    /// Fail if quantization moves any output by more
+    #[arg(long, value_name = "X", value_parser = positive)]
+    max_error: Option<f32>,
+    /// Write the report as a page
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantArg {
+    /// Symmetric int8, one scale per output channel or table row
+    Int8,
+    /// f32, as the source has them
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KindArg {
+    /// Low-rank adaptation
+    Lora,
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(x) if x >= 0.0 && x.is_finite() => Ok(x),
+        _ => Err("expected a number that is not negative".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    // A panic of the reference implementation is caught and becomes an error; its own message would only confuse.
+    std::panic::set_hook(Box::new(|_| {}));
+    let cli = Cli::parse();
+    let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
+        Command::Export(args) => run_export(args),
+        Command::Inspect { path, json } => run_inspect(&path, json),
+    }));
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(message)) => fail(&message),
+        Err(panic) => {
+            let detail = panic.downcast_ref::<String>().map(String::as_str);
+            fail(&format!("internal error, please report it: {}", detail.unwrap_or("no detail")))
+        }
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
+fn run_export(args: ExportArgs) -> Result<(), String> {
+    let KindArg::Lora = args.kinds.first().copied().unwrap_or(KindArg::Lora);
+    let options = Options {
+        model: args.model,
+        out: args.out,
+        quant: match args.quant {
+            QuantArg::Int8 => Quant::Int8,
+            QuantArg::None => Quant::None,
+        },
+        targets: args.targets,
+        samples: args.samples,
+        max_error: args.max_error,
+    };
+    let progress = Progress::start();
+    let report = export(&options, &|stage| progress.show(stage));
+    progress.bar.finish_and_clear();
+    let report = report.map_err(|e| e.to_string())?;
+    if let Some(path) = &args.report {
+        std::fs::write(path, report.html()).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    print(&if args.json { json(&report) } else { report.text() })
+}
+
+fn run_inspect(path: &std::path::Path, as_json: bool) -> Result<(), String> {
+    let inspection = inspect(path).map_err(|e| e.to_string())?;
+    print(&if as_json { json(&inspection) } else { inspection.text() })
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("reports have string keys and plain values") + "\n"
+}
+
+/// Prints to stdout; a reader that closes the pipe early is no error.
+fn print(text: &str) -> Result<(), String> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("stdout: {e}")),
+        _ => Ok(()),
+    }
+}
+
+/// A bar on stderr for people, once the export takes longer than a second.
+struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Progress {
+    fn start() -> Progress {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(1) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{msg:22} {wide_bar} {bytes}/{total_bytes}");
+        bar.set_style(style.expect("the template is valid"));
+        Progress { bar, started: Instant::now() }
+    }
+
+    fn show(&self, stage: Stage) {
+        if self.started.elapsed() < Duration::from_secs(1) && stage != Stage::Verify {
+            return;
+        }
+        match stage {
+            Stage::Read => self.bar.set_message("reading"),
+            Stage::Write(done, total) => {
+                self.bar.set_message("writing weights");
+                self.bar.set_length(total);
+                self.bar.set_position(done);
+            }
+            Stage::Verify => self.bar.set_message("comparing with source"),
+        }
+    }
+}

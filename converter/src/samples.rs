@@ -1,0 +1,184 @@
+//! Inputs for the verification: generated with respect for vocabularies and masks, or read from a `.npz`.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use inlay_runtime::npz;
+
+use crate::error::{Error, Result};
+use crate::graph::{Dim, Graph, Port};
+use crate::oracle::{Feed, Values};
+
+/// Examples in a generated batch.
+const BATCH: usize = 3;
+
+/// Sizes tried for dimensions that the model leaves open, until one fits it.
+pub const OPEN_SIZES: [usize; 5] = [7, 16, 32, 128, 224];
+
+/// Generated values for every input of `graph`, the same on every call; `open` is the size of open dimensions.
+pub fn generate(graph: &Graph, open: usize) -> Vec<Feed> {
+    let mut random = Random(0x1A1A_5EED);
+    graph
+        .inputs
+        .iter()
+        .filter(|port| !graph.constants.contains_key(&port.name))
+        .map(|port| {
+            let dims = dims(port, open);
+            let values = if port.ty.dtype.is_float() {
+                Values::F32((0..dims.iter().product()).map(|_| random.normal()).collect())
+            } else {
+                Values::I64(match vocabulary(graph, &port.name) {
+                    Some(rows) => (0..dims.iter().product::<usize>()).map(|_| random.below(rows) as i64).collect(),
+                    None => mask(&dims),
+                })
+            };
+            Feed { name: port.name.clone(), dims, values }
+        })
+        .collect()
+}
+
+fn dims(port: &Port, open: usize) -> Vec<usize> {
+    let Some(dims) = &port.ty.dims else { return vec![BATCH, open] };
+    let size = |(i, d): (usize, &Dim)| match d {
+        Dim::Known(n) => *n,
+        _ if i == 0 => BATCH,
+        _ => open,
+    };
+    dims.iter().enumerate().map(size).collect()
+}
+
+/// Rows of ones, each shorter than the one before, padded with zeros on the right as tokenizers do.
+fn mask(dims: &[usize]) -> Vec<i64> {
+    let width = dims.last().copied().unwrap_or(1).max(1);
+    let rows = dims.iter().product::<usize>() / width;
+    let ones = |row: usize| (width - row * width / (rows + 1)).max(1);
+    (0..rows).flat_map(|row| (0..width).map(move |i| i64::from(i < ones(row)))).collect()
+}
+
+/// The number of rows of the smallest table that `input` picks rows of.
+fn vocabulary(graph: &Graph, input: &str) -> Option<usize> {
+    const PASSED: &[&str] = &["Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Expand"];
+    let mut seen: HashSet<&str> = HashSet::from([input]);
+    let mut rows = None;
+    for node in &graph.nodes {
+        if node.is("Gather") && node.input(1).is_some_and(|i| seen.contains(i)) {
+            let axis = node.int("axis").unwrap_or(0).max(0) as usize;
+            let size = graph.constant_input(node, 0).and_then(|t| t.dims().get(axis).copied());
+            rows = size.map(|n| rows.map_or(n, |r: usize| r.min(n))).or(rows);
+        } else if PASSED.contains(&node.op_type.as_str()) && node.input(0).is_some_and(|i| seen.contains(i)) {
+            seen.extend(node.outputs.iter().map(String::as_str));
+        }
+    }
+    rows
+}
+
+/// The inputs of `graph` from the archive at `path`; arrays that are no inputs, such as `labels`, are left out.
+///
+/// # Errors
+/// If the file cannot be read, or an input is missing, of another type, or shaped otherwise.
+pub fn read(graph: &Graph, path: &Path) -> Result<Vec<Feed>> {
+    let refuse = |detail: String| Error::Samples { path: path.to_owned(), detail };
+    let arrays = npz::read(path).map_err(|e| refuse(e.to_string()))?;
+    let mut feeds = Vec::new();
+    for port in graph.inputs.iter().filter(|p| !graph.constants.contains_key(&p.name)) {
+        let array = arrays.iter().find(|(name, _)| *name == port.name).map(|(_, a)| a);
+        let array = array.ok_or_else(|| {
+            let found: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
+            refuse(format!("no array {:?}; the file has: {}", port.name, found.join(", ")))
+        })?;
+        let values = match array.values() {
+            npz::Values::F32(v) if port.ty.dtype.is_float() => Values::F32(v.clone()),
+            npz::Values::I64(v) if !port.ty.dtype.is_float() => Values::I64(v.clone()),
+            other => {
+                let expected = port.ty.dtype;
+                return Err(refuse(format!(
+                    "array {:?} is {}, the model takes {expected:?}",
+                    port.name,
+                    other.dtype()
+                )));
+            }
+        };
+        let dims = array.shape().to_vec();
+        let fits = port.ty.dims.as_ref().is_none_or(|expected| {
+            let same = |(e, d): (&Dim, &usize)| !matches!(e, Dim::Known(n) if n != d);
+            expected.len() == dims.len() && expected.iter().zip(&dims).all(same)
+        });
+        if !fits || dims.contains(&0) {
+            return Err(refuse(format!(
+                "array {:?} has shape {dims:?}, the model takes {:?}",
+                port.name, port.ty.dims
+            )));
+        }
+        if let (Values::I64(v), Some(rows)) = (&values, vocabulary(graph, &port.name))
+            && let Some(bad) = v.iter().find(|&&v| v >= rows as i64 || v < -(rows as i64))
+        {
+            return Err(refuse(format!("array {:?} holds {bad}, the table it picks from has {rows} rows", port.name)));
+        }
+        if matches!(&values, Values::F32(v) if v.iter().any(|v| !v.is_finite())) {
+            return Err(refuse(format!("array {:?} holds a value that is not finite", port.name)));
+        }
+        feeds.push(Feed { name: port.name.clone(), dims, values });
+    }
+    Ok(feeds)
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    /// Uniform in (0, 1].
+    fn unit(&mut self) -> f32 {
+        ((self.next() >> 40) + 1) as f32 / (1u64 << 24) as f32
+    }
+
+    /// Standard normal, by Box and Muller.
+    fn normal(&mut self) -> f32 {
+        (-2.0 * self.unit().ln()).sqrt() * (std::f32::consts::TAU * self.unit()).cos()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Node, ValueType};
+    use crate::tensor::{DType, Tensor};
+
+    #[test]
+    fn ids_stay_in_the_vocabulary_and_masks_are_padded() {
+        let symbol = |s: &str| Dim::Symbol(s.into());
+        let port = |name: &str| Port {
+            name: name.into(),
+            ty: ValueType { dtype: DType::I64, dims: Some(vec![symbol("batch"), symbol("seq")]) },
+        };
+        let mut g = Graph {
+            inputs: vec![port("ids"), port("mask")],
+            nodes: vec![
+                Node::new("Cast", "c", &["ids"], "c"),
+                Node::new("Gather", "g", &["table", "c"], "e"),
+                Node::new("Cast", "m", &["mask"], "m"),
+            ],
+            ..Graph::default()
+        };
+        g.constants.insert("table".into(), Tensor::from_f32(&[5, 2], &[0.0; 10]));
+        let feeds = generate(&g, 7);
+        let Values::I64(ids) = &feeds[0].values else { panic!("ids are integers") };
+        assert!(ids.iter().all(|&i| (0..5).contains(&i)) && ids.iter().any(|&i| i > 1));
+        let Values::I64(mask) = &feeds[1].values else { panic!("masks are integers") };
+        assert_eq!(feeds[1].dims, [3, 7]);
+        assert_eq!(mask[..7], [1; 7]);
+        assert_eq!(mask[14..], [1, 1, 1, 1, 0, 0, 0]);
+        assert_eq!(feeds, generate(&g, 7));
+    }
+}

@@ -1,0 +1,149 @@
+//! Every model that the two PyTorch exporters wrote is exported, and computes what PyTorch computed.
+
+use std::path::{Path, PathBuf};
+
+use inlay_converter::export::{Options, export};
+use inlay_converter::graph::OPSET;
+use inlay_converter::quantize::Quant;
+use inlay_converter::report::Report;
+use inlay_converter::{oracle, samples, verify};
+use inlay_runtime::npz;
+use serde_json::Value;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+fn options(name: &str, out: &Path, quant: Quant) -> Options {
+    let folder = fixtures();
+    Options {
+        model: folder.join(format!("{name}.onnx")),
+        out: out.to_owned(),
+        quant,
+        targets: Vec::new(),
+        samples: Some(folder.join(format!("{name}.inputs.npz"))),
+        max_error: None,
+    }
+}
+
+/// `path op d_in d_out kernel` of every module, sorted; a module that is called twice gets a suffix the second time.
+fn modules(name: &str) -> Vec<String> {
+    let json = std::fs::read(fixtures().join(format!("{name}.json"))).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    let mut seen = std::collections::HashMap::new();
+    let mut lines: Vec<String> = json["modules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| {
+            let mut path = m["path"].as_str().unwrap().to_owned();
+            let count = seen.entry(path.clone()).or_insert(0);
+            if *count > 0 {
+                path = format!("{path}_{count}");
+            }
+            *count += 1;
+            let kernel = m.get("kernel").map_or("[]".to_owned(), Value::to_string);
+            format!("{path} {} {} {} {kernel}", m["op"].as_str().unwrap(), m["d_in"], m["d_out"])
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+fn points(report: &Report) -> Vec<String> {
+    let line = |p: &inlay_converter::report::PointReport| {
+        let kernel = serde_json::to_string(&p.kernel).unwrap();
+        format!("{} {} {} {} {kernel}", p.path, p.op, p.d_in, p.d_out)
+    };
+    let mut lines: Vec<String> = report.points.iter().map(line).collect();
+    lines.sort();
+    lines
+}
+
+/// The largest difference of the exported model from what PyTorch computed.
+fn difference(name: &str, folder: &Path) -> f32 {
+    let graph = verify::exported(folder).unwrap();
+    let feeds = samples::read(&graph, &fixtures().join(format!("{name}.inputs.npz"))).unwrap();
+    let found = oracle::run(&graph, OPSET, &feeds, "the exported graph").unwrap();
+    let expected = npz::read(&fixtures().join(format!("{name}.outputs.npz"))).unwrap();
+    let mut largest = 0f32;
+    for output in found {
+        let (_, array) = expected.iter().find(|(n, _)| *n == output.name).expect("the fixture has every output");
+        assert_eq!(array.shape(), output.dims);
+        for (a, b) in output.values.iter().zip(array.as_floats().unwrap()) {
+            largest = largest.max((a - b).abs() / b.abs().max(1.0));
+        }
+    }
+    largest
+}
+
+fn check(name: &str, float_tolerance: f32, int8_tolerance: f32) {
+    for (quant, tolerance) in [(Quant::None, float_tolerance), (Quant::Int8, int8_tolerance)] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let report = export(&options(name, &out, quant), &|_| ()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(points(&report), modules(name), "{name}");
+        assert!(report.skipped.is_empty(), "{name}: {:?}", report.skipped);
+        assert_eq!(report.packed.is_empty(), quant == Quant::None, "{name}");
+        let found = difference(name, &out);
+        assert!(found <= tolerance, "{name} {quant:?}: {found} from PyTorch, {tolerance} is allowed");
+    }
+}
+
+macro_rules! fixtures {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            check(stringify!($name), 1e-4, 0.1);
+        })*
+
+        #[test]
+        fn every_fixture_is_tested() {
+            let listed = [$(stringify!($name)),*, "encoder_dyn23_sdpa"];
+            for entry in std::fs::read_dir(fixtures()).unwrap() {
+                let path = entry.unwrap().path();
+                if path.extension().is_some_and(|e| e == "onnx") {
+                    let name = path.file_stem().unwrap().to_str().unwrap();
+                    assert!(listed.contains(&name), "{name} is not in the list");
+                }
+            }
+        }
+    };
+}
+
+fixtures! {
+    mlp_ts13 mlp_ts20 mlp_dyn18 mlp_dyn23 mlp_dyn18_stripped seq_mlp_ts13 seq_mlp_dyn21
+    cnn_ts13 cnn_ts17_bn cnn_dyn18 cnn_dyn21_unoptimized cnn_dyn23 global_cnn_ts17 global_cnn_dyn20
+    twins_ts17 twins_dyn20
+    encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa
+    encoder_dyn18 encoder_dyn20_tanh encoder_dyn21_sdpa encoder_dyn23
+}
+
+#[test]
+fn the_attention_operator_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let error = export(&options("encoder_dyn23_sdpa", &out, Quant::Int8), &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("Attention") && error.contains("opset_version=21"), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn two_exports_are_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| {
+        let out = folder.path().join(name);
+        export(&options("cnn_ts17_bn", &out, Quant::Int8), &|_| ()).unwrap();
+        ["model.onnx", "model.onnx.data"].map(|f| std::fs::read(out.join(f)).unwrap())
+    });
+    assert_eq!(files[0], files[1]);
+}
+
+#[test]
+fn a_limit_on_the_error_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let options = Options { max_error: Some(1e-7), ..options("mlp_ts20", &out, Quant::Int8) };
+    assert!(export(&options, &|_| ()).unwrap_err().to_string().contains("--max-error"));
+    assert!(!out.exists());
+}
