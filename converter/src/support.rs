@@ -79,7 +79,7 @@ pub const OPERATORS: &[(&str, Gradient)] = &[
 ];
 
 /// Operators that canonicalization always replaces.
-const REWRITTEN: &[&str] = &["BatchNormalization", "Constant", "Dropout"];
+const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
 
 /// How a gradient flows through `op_type` of ai.onnx; `None` if the operator is not supported.
 pub fn gradient(op_type: &str) -> Option<Gradient> {

@@ -1,5 +1,6 @@
 //! Types and shapes of every value, and constant folding, by tract on the graph without its weights.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prost::Message;
@@ -10,6 +11,7 @@ use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceFact, Infer
 use crate::encode;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port, ValueType};
+use crate::samples::OPEN_SIZES;
 use crate::tensor::{DType, Tensor};
 
 /// Float constants of at least this many elements are weights: tract sees only their shape, and they are never folded.
@@ -20,13 +22,25 @@ const FOLD_MAX_BYTES: usize = 64 << 10;
 
 /// Fills `graph.types`, and replaces what depends on constants and known shapes only by constants.
 ///
+/// Symbolic shapes come first. Where tract's algebra gives up on symbols, two sets of sizes stand in for them: what is
+/// the same for both is known.
+///
 /// # Errors
 /// If types or shapes contradict each other.
 pub fn infer(graph: &mut Graph, opset: i64) -> Result<()> {
-    let model = guarded(|| analyse(graph, opset)).map_err(Error::Types)?;
+    let (model, error) = guarded(|| analyse(graph, opset)).map_err(Error::Types)?;
     for (name, fact) in &model {
         if let Some(ty) = value_type(fact) {
             graph.types.insert(name.clone(), ty);
+        }
+    }
+    if let Some(error) = error {
+        let with_sizes = infer_with_sizes(graph, opset);
+        for (name, ty) in with_sizes.ok_or(Error::Types(error))? {
+            let known = graph.types.entry(name).or_insert_with(|| ty.clone());
+            if known.dims.is_none() {
+                known.dims = ty.dims;
+            }
         }
     }
     for port in graph.inputs.iter().chain(&graph.outputs) {
@@ -55,7 +69,7 @@ pub fn infer(graph: &mut Graph, opset: i64) -> Result<()> {
 pub(crate) fn guarded<T>(run: impl FnOnce() -> TractResult<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(e)) => Err(e.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")),
+        Ok(Err(e)) => Err(chain(&e)),
         Err(panic) => Err(panic
             .downcast_ref::<&str>()
             .map(|s| (*s).to_owned())
@@ -64,7 +78,38 @@ pub(crate) fn guarded<T>(run: impl FnOnce() -> TractResult<T>) -> std::result::R
     }
 }
 
-fn analyse(graph: &Graph, opset: i64) -> TractResult<std::collections::HashMap<String, InferenceFact>> {
+type Facts = HashMap<String, InferenceFact>;
+
+/// Types found with the first two open sizes that the graph takes; `None` if it takes none.
+fn infer_with_sizes(graph: &Graph, opset: i64) -> Option<Vec<(String, ValueType)>> {
+    let mut runs = OPEN_SIZES.iter().zip(3..).filter_map(|(&open, batch)| {
+        let mut sized = graph.clone();
+        for port in &mut sized.inputs {
+            for (i, dim) in port.ty.dims.iter_mut().flatten().enumerate() {
+                if !matches!(dim, Dim::Known(_)) {
+                    *dim = Dim::Known(if i == 0 { batch } else { open });
+                }
+            }
+        }
+        guarded(|| analyse(&sized, opset)).ok().filter(|(_, error)| error.is_none()).map(|(facts, _)| facts)
+    });
+    let (first, second) = (runs.next()?, runs.next().unwrap_or_default());
+    let mut types = Vec::new();
+    for (name, fact) in first {
+        let Some(mut ty) = value_type(&fact) else { continue };
+        let other = second.get(&name).and_then(value_type).and_then(|t| t.dims).unwrap_or_default();
+        for (i, dim) in ty.dims.iter_mut().flatten().enumerate() {
+            if other.get(i) != Some(dim) {
+                *dim = Dim::Unknown;
+            }
+        }
+        types.push((name, ty));
+    }
+    Some(types)
+}
+
+/// What tract finds out, and its first complaint.
+fn analyse(graph: &Graph, opset: i64) -> TractResult<(Facts, Option<String>)> {
     let mut proto = encode::model(graph, opset);
     let g = proto.graph.as_mut().expect("encode::model makes a graph");
     for (name, t) in &graph.constants {
@@ -79,8 +124,13 @@ fn analyse(graph: &Graph, opset: i64) -> TractResult<std::collections::HashMap<S
     let proto = tract_onnx::pb::ModelProto::decode(proto.encode_to_vec().as_slice())?;
     let parsed = onnx().with_ignore_value_info(true).parse(&proto, None)?;
     let mut model = parsed.model;
-    model.analyse(true)?;
-    parsed.outlets_by_name.into_iter().map(|(name, outlet)| Ok((name, model.outlet_fact(outlet)?.clone()))).collect()
+    let error = model.analyse(true).err().map(|e| chain(&e));
+    let facts = parsed.outlets_by_name.into_iter().map(|(name, o)| Ok((name, model.outlet_fact(o)?.clone())));
+    Ok((facts.collect::<TractResult<_>>()?, error))
+}
+
+fn chain(error: &TractError) -> String {
+    error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn value_type(fact: &InferenceFact) -> Option<ValueType> {

@@ -111,25 +111,25 @@ fn flipped_bits_never_panic() {
 
 #[test]
 fn graphs_that_break_the_rules() {
-    let refused = |nodes, initializers| self::refused(&model(nodes, initializers).encode_to_vec());
+    let refuse = |nodes, initializers| refused(&model(nodes, initializers).encode_to_vec());
     let cycle =
         refused(vec![node("Add", &["x", "b"], "a"), node("Relu", &["a"], "b"), node("Relu", &["b"], "y")], vec![]);
     assert!(cycle.contains("leads back"), "{cycle}");
-    let twice = refused(vec![node("Relu", &["x"], "y"), node("Neg", &["x"], "y")], vec![]);
+    let twice = refuse(vec![node("Relu", &["x"], "y"), node("Neg", &["x"], "y")], vec![]);
     assert!(twice.contains("defined twice"), "{twice}");
-    let same = refused(vec![node("Relu", &["x"], "y")], vec![weight(&[1], 4), weight(&[1], 4)]);
+    let same = refuse(vec![node("Relu", &["x"], "y")], vec![weight(&[1], 4), weight(&[1], 4)]);
     assert!(same.contains("defined twice"), "{same}");
-    let missing = refused(vec![node("Relu", &["z"], "y")], vec![]);
+    let missing = refuse(vec![node("Relu", &["z"], "y")], vec![]);
     assert!(missing.contains("made by no node"), "{missing}");
-    let unknown = refused(vec![node("Fancy", &["x"], "y")], vec![]);
+    let unknown = refuse(vec![node("Fancy", &["x"], "y")], vec![]);
     assert!(unknown.contains("Fancy"), "{unknown}");
-    let no_linear = refused(vec![node("Relu", &["x"], "y")], vec![]);
+    let no_linear = refuse(vec![node("Relu", &["x"], "y")], vec![]);
     assert!(no_linear.contains("can carry an adapter"), "{no_linear}");
     let old = ModelProto {
         opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 9 }],
         ..model(vec![node("Relu", &["x"], "y")], vec![])
     };
-    assert!(self::refused(&old.encode_to_vec()).contains("operator set 9"));
+    assert!(refused(&old.encode_to_vec()).contains("operator set 9"));
 }
 
 #[test]

@@ -115,7 +115,7 @@ fixtures! {
     mlp_ts13 mlp_ts20 mlp_dyn18 mlp_dyn23 mlp_dyn18_stripped seq_mlp_ts13 seq_mlp_dyn21
     cnn_ts13 cnn_ts17_bn cnn_dyn18 cnn_dyn21_unoptimized cnn_dyn23 global_cnn_ts17 global_cnn_dyn20
     twins_ts17 twins_dyn20
-    encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa
+    encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa encoder_ts20
     encoder_dyn18 encoder_dyn20_tanh encoder_dyn21_sdpa encoder_dyn23
 }
 

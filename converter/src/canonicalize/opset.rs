@@ -2,6 +2,9 @@
 //!
 //! Between those sets the supported operators differ in: `axes` of Reduce* (an input since 18), `num_outputs` of Split
 //! (since 18), and types that no supported model uses. <https://github.com/onnx/onnx/blob/main/docs/Changelog.md>
+//! CastLike becomes Cast.
+
+use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::graph::{Attribute, Graph, OPSET};
@@ -24,6 +27,13 @@ pub(super) fn run(graph: &mut Graph) -> Result<()> {
         } else if node.op_type == "Split" && version < 18 && node.input(1).is_none() {
             let outputs = node.outputs.len() as i64;
             node.attributes.insert("num_outputs".into(), Attribute::Int(outputs));
+        } else if node.op_type == "CastLike" {
+            let to = graph.nodes[i].input(1).and_then(|like| graph.dtype(like));
+            let node = &mut graph.nodes[i];
+            let to = to.ok_or_else(|| node.unsupported("the type of its second input is not known"))?;
+            node.op_type = "Cast".into();
+            node.inputs.truncate(1);
+            node.attributes = BTreeMap::from([("to".to_owned(), Attribute::Int(to.onnx().into()))]);
         } else if node.op_type == "BatchNormalization" && node.int("training_mode").unwrap_or(0) != 0 {
             return Err(node.unsupported("training_mode is on; export the model after model.eval()"));
         }
