@@ -19,6 +19,9 @@ pub mod backend;
 /// The reference backend: plain bodies, in f32 or f64.
 pub mod plain;
 
+/// The CPU backend: fast bodies on a fixed number of threads.
+pub mod cpu;
+
 /// One check for every body of every kernel: run a sample, compare with the plain body in f64.
 pub mod conformance;
 

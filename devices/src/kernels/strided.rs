@@ -33,10 +33,20 @@ pub fn contiguous<const N: usize>(dims: [u32; N]) -> [u32; N] {
     strides
 }
 
-/// Refuses a written operand of which two indices would be the same element because a stride is 0.
+/// Refuses a written operand of which two indices may be the same element: each stride must step over all that the
+/// smaller ones reach.
+///
+/// # Errors
+/// Names the operand, its dimensions and strides.
 pub fn check_written(name: &str, dims: &[u32], strides: &[u32]) -> Result<(), String> {
-    if dims.iter().zip(strides).any(|(&d, &s)| d > 1 && s == 0) {
-        return Err(format!("{name} is written with dims {dims:?} and strides {strides:?}: a stride of 0 overlaps"));
+    let mut by_stride: Vec<_> = dims.iter().zip(strides).filter(|(d, _)| **d > 1).collect();
+    by_stride.sort_by_key(|(_, s)| **s);
+    let mut reach = 0u64;
+    for (&d, &s) in by_stride {
+        if u64::from(s) <= reach {
+            return Err(format!("{name} is written with dims {dims:?} and strides {strides:?}, which overlap"));
+        }
+        reach = reach.saturating_add(u64::from(d - 1).saturating_mul(s.into()));
     }
     Ok(())
 }
@@ -53,5 +63,19 @@ mod tests {
         assert_eq!(extent(&[3, 4], &[1, 3]), 12);
         assert_eq!(extent(&[3, 0], &[1, 3]), 0);
         assert_eq!(extent(&[u32::MAX; 4], &[u32::MAX; 4]), usize::MAX);
+    }
+
+    #[test]
+    fn written_elements_are_distinct() {
+        for (dims, strides, distinct) in [
+            ([2, 3, 4], [12, 4, 1], true),
+            ([2, 3, 4], [12, 1, 3], true),
+            ([2, 1, 4], [5, 0, 1], true),
+            ([2, 3, 4], [12, 3, 1], false),
+            ([2, 1, 4], [0, 0, 1], false),
+            ([2, 1, 2], [1, 0, 1], false),
+        ] {
+            assert_eq!(check_written("y", &dims, &strides).is_ok(), distinct, "{dims:?} {strides:?}");
+        }
     }
 }

@@ -1,0 +1,249 @@
+//! Vector instructions: which this CPU has, and the few operations that products are written in.
+
+/// An instruction set that bodies are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What the target always has.
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, VL, BW and DQ.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set that this CPU has, the fastest last.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut, reason = "other targets have one")]
+        let mut available = vec![Isa::Portable];
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            available.push(Isa::Avx2);
+            if std::arch::is_x86_feature_detected!("avx512f")
+                && std::arch::is_x86_feature_detected!("avx512vl")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512dq")
+            {
+                available.push(Isa::Avx512);
+            }
+        }
+        available
+    }
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Isa::Portable => "NEON",
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "AVX-512",
+        }
+    }
+
+    /// Runs `body` compiled for this instruction set: the compiler vectorizes the loops that it inlines.
+    ///
+    /// The set must be one of [`Isa::available`], as all are that a [`CpuBackend`](super::CpuBackend) uses.
+    #[inline]
+    pub fn run<R>(self, body: impl FnOnce() -> R) -> R {
+        match self {
+            Isa::Portable => body(),
+            // SAFETY: only made by `available`, which found the features on this CPU.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { avx2(body) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { avx512(body) },
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<R>(body: impl FnOnce() -> R) -> R {
+    body()
+}
+
+/// # Safety
+/// The CPU has the features named.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq")]
+unsafe fn avx512<R>(body: impl FnOnce() -> R) -> R {
+    body()
+}
+
+/// A vector of floats.
+pub trait Vector: Copy {
+    /// Floats in a vector.
+    const LANES: usize;
+    /// Rows of the tile of a product, such that twice as many vectors and three more fit into the registers.
+    const ROWS: usize;
+
+    /// All lanes `x`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of this type.
+    unsafe fn splat(x: f32) -> Self;
+    /// # Safety
+    /// As `splat`; `LANES` floats are readable at `from`.
+    unsafe fn load(from: *const f32) -> Self;
+    /// # Safety
+    /// As `splat`; `LANES` floats are writable at `to`.
+    unsafe fn store(self, to: *mut f32);
+    /// `self + a b`.
+    ///
+    /// # Safety
+    /// As `splat`.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// Vector of the portable instruction set: an array that the compiler maps to the target's registers.
+#[cfg(not(target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 4]);
+
+#[cfg(not(target_arch = "aarch64"))]
+impl Vector for Portable {
+    const LANES: usize = 4;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Portable([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: readable by contract.
+        Portable(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: writable by contract.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        let mut sum = self;
+        for i in 0..4 {
+            sum.0[i] += a.0[i] * b.0[i];
+        }
+        sum
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon as Portable;
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
+
+    use super::Vector;
+
+    /// NEON, which every aarch64 CPU has.
+    #[derive(Clone, Copy)]
+    pub struct Neon(float32x4_t);
+
+    impl Vector for Neon {
+        const LANES: usize = 4;
+        const ROWS: usize = 12;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: NEON is part of the target.
+            Neon(unsafe { vdupq_n_f32(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: readable by contract.
+            Neon(unsafe { vld1q_f32(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: writable by contract.
+            unsafe { vst1q_f32(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: NEON is part of the target.
+            Neon(unsafe { vfmaq_f32(self.0, a.0, b.0) })
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Vector;
+
+    /// Eight floats.
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256);
+
+    impl Vector for Avx2 {
+        const LANES: usize = 8;
+        const ROWS: usize = 6;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the CPU has AVX2 by contract.
+            Avx2(unsafe { _mm256_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: readable by contract.
+            Avx2(unsafe { _mm256_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: writable by contract.
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: the CPU has FMA by contract.
+            Avx2(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+        }
+    }
+
+    /// Sixteen floats.
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    impl Vector for Avx512 {
+        const LANES: usize = 16;
+        const ROWS: usize = 12;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: the CPU has AVX-512 by contract.
+            Avx512(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            // SAFETY: readable by contract.
+            Avx512(unsafe { _mm512_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            // SAFETY: writable by contract.
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: the CPU has AVX-512 by contract.
+            Avx512(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+    }
+}
