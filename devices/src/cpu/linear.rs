@@ -127,13 +127,13 @@ impl Int8<'_> {
                 let mut block = [0u64; 8];
                 for (r, row) in block.iter_mut().enumerate() {
                     let at = (n.start + j + r) * self.stride + k.start + i;
-                    let bytes: &[u8; 8] = bytemuck::cast_ref::<[i8; 8], _>(self.data[at..at + 8].try_into().expect("8 bytes"));
+                    let bytes: &[u8; 8] =
+                        bytemuck::cast_ref::<[i8; 8], _>(self.data[at..at + 8].try_into().expect("8 bytes"));
                     *row = u64::from_le_bytes(*bytes);
                 }
                 transpose(&mut block);
                 for (r, row) in block.iter().enumerate() {
-                    let to: &mut [f32; 8] =
-                        (&mut panel[(i + r) * W + j..][..8]).try_into().expect("8 floats");
+                    let to: &mut [f32; 8] = (&mut panel[(i + r) * W + j..][..8]).try_into().expect("8 floats");
                     let scale = self.row_scale(k.start + i + r);
                     let bytes = row.to_le_bytes();
                     for c in 0..8 {
@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn bytes_are_transposed() {
-        let mut rows: [u64; 8] = std::array::from_fn(|r| u64::from_le_bytes(std::array::from_fn(|c| (10 * r + c) as u8)));
+        let mut rows: [u64; 8] =
+            std::array::from_fn(|r| u64::from_le_bytes(std::array::from_fn(|c| (10 * r + c) as u8)));
         transpose(&mut rows);
         for (r, row) in rows.iter().enumerate() {
             assert_eq!(row.to_le_bytes(), std::array::from_fn(|c| (10 * c + r) as u8));

@@ -3,11 +3,11 @@
 use inlay_format::quant::Layout;
 
 use super::nest::{Nest, Pieces};
-use super::pool::Disjoint;
+use super::pool::{Disjoint, SCRATCH_LEN};
 use super::{CHUNK, Context, math};
 use crate::kernels::{
-    ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams, MAX_BINDINGS, Pool,
-    PoolGrad, PoolParams, ReduceOp, ReduceParams, from_words, strided,
+    ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams,
+    MAX_BINDINGS, Pool, PoolGrad, PoolParams, ReduceOp, ReduceParams, from_words, strided,
 };
 
 /// Side of the square blocks of a transposition: 16 cache lines each way.
@@ -91,8 +91,8 @@ pub fn reduce(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
         pieces.for_each(&kept, task, y.len(), |[at], range| {
             let y = &mut y[range];
             let [across] = kept.inner_strides();
-            for (block, y) in y.chunks_mut(scratch.len()).enumerate() {
-                let (sums, at) = (&mut scratch[..y.len()], at + block * scratch.len() * across);
+            for (block, y) in y.chunks_mut(SCRATCH_LEN).enumerate() {
+                let (sums, at) = (&mut scratch[..y.len()], at + block * SCRATCH_LEN * across);
                 context.isa.run(|| {
                     sums.fill(op.start());
                     reduced.for_rows(0..reduced.rows(), |_, [offset]| {
@@ -204,9 +204,10 @@ fn by_part<C: Contract, const N: usize>(
     let parts = (CHUNK / lens[N]).max(1);
     context.pool.split([(&mut y[..count as usize * lens[N]], parts * lens[N])], |task, [y], _| {
         let here = y.len() / lens[N];
-        let inputs = inputs.iter().zip(lens).map(|(x, len)| {
-            x.map_or(Arg::Absent, |x| Arg::In(&x[task * parts * len..][..here * len]))
-        });
+        let inputs = inputs
+            .iter()
+            .zip(lens)
+            .map(|(x, len)| x.map_or(Arg::Absent, |x| Arg::In(&x[task * parts * len..][..here * len])));
         C::plain(&of(here as u32), &mut Args::new(inputs.chain([Arg::Out(y)])));
     });
 }

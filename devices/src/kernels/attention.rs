@@ -61,11 +61,6 @@ fn rows_extent(batch: u32, heads: u32, t: u32, d: u32, s: [u32; 3]) -> usize {
     extent(&[batch, heads, t, d], &[s[0], s[1], s[2], 1])
 }
 
-/// Refuses overlapping rows of a written [B, H, t, d] operand.
-fn check_rows(name: &str, batch: u32, heads: u32, t: u32, s: [u32; 3]) -> Result<(), String> {
-    check_written(name, &[batch, heads, t], &s)
-}
-
 /// Row (b, h, t) of an operand with strides `s`.
 fn row(s: [u32; 3], b: usize, h: usize, t: usize) -> usize {
     b * s[0] as usize + h * s[1] as usize + t * s[2] as usize
@@ -100,7 +95,7 @@ impl Contract for Attention {
     }
 
     fn check(p: &AttentionParams, _: Option<&Weight>) -> Result<(), String> {
-        check_rows("o", p.batch, p.heads, p.tq, p.o)
+        check_written("o", &[p.batch, p.heads, p.tq, p.dv], &[p.o[0], p.o[1], p.o[2], 1])
     }
 
     fn plain<T: Real>(p: &AttentionParams, args: &mut Args<'_, T>) {

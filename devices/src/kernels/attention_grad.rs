@@ -118,13 +118,13 @@ impl Contract for AttentionGrad {
     }
 
     fn check(p: &AttentionGradParams, _: Option<&Weight>) -> Result<(), String> {
-        for (flag, name, t, strides) in [
-            (AttentionGradParams::DQ, "dq", p.tq, p.grad_q),
-            (AttentionGradParams::DK, "dk", p.tk, p.grad_k),
-            (AttentionGradParams::DV, "dv", p.tk, p.grad_v),
+        for (flag, name, t, d, s) in [
+            (AttentionGradParams::DQ, "dq", p.tq, p.d, p.grad_q),
+            (AttentionGradParams::DK, "dk", p.tk, p.d, p.grad_k),
+            (AttentionGradParams::DV, "dv", p.tk, p.dv, p.grad_v),
         ] {
             if p.has(flag) {
-                check_written(name, &[p.batch, p.heads, t], &strides)?;
+                check_written(name, &[p.batch, p.heads, t, d], &[s[0], s[1], s[2], 1])?;
             }
         }
         Ok(())
