@@ -9,8 +9,8 @@ use crate::insert::insert;
 use crate::points::{candidates, select};
 use crate::quantize::{Quant, quantize};
 use crate::read::read;
-use crate::report::{PackedWeight, Report, Skipped};
-use crate::verify::{MAX_VERIFIED_BYTES, verify};
+use crate::report::{PackedWeight, Report, Skipped, bytes};
+use crate::verify::{MAX_VERIFIED_BYTES, smoke_test, verify};
 use crate::write::{DATA_FILE, MODEL_FILE, write_model, write_weights};
 
 /// What to export, where to, and how.
@@ -59,8 +59,8 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     let folder = temporary_folder(&options.out)?;
     let total: u64 = graph.constants.values().map(|t| t.byte_len() as u64).sum();
     let done = std::cell::Cell::new(0);
-    let written = write_weights(&graph, &packing, folder.path(), &|bytes| {
-        done.set(done.get() + bytes);
+    let written = write_weights(&graph, &packing, folder.path(), &|n| {
+        done.set(done.get() + n);
         progress(Stage::Write(done.get(), total));
     })?;
     let packed = packing
@@ -83,12 +83,15 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         not_verified: None,
     };
     write_model(&written, &points, "{}", folder.path())?;
+    progress(Stage::Verify);
+    let samples = options.samples.as_deref();
     if source.bytes > MAX_VERIFIED_BYTES {
-        let limit = crate::report::bytes(MAX_VERIFIED_BYTES);
-        report.not_verified = Some(format!("the model is larger than {limit}; the reference would not fit in memory"));
+        smoke_test(&canonical, folder.path(), samples)?;
+        let limit = bytes(MAX_VERIFIED_BYTES);
+        report.not_verified = Some(format!(
+            "the source is larger than {limit}, so the reference did not run it; the exported model runs and gives numbers"
+        ));
     } else {
-        progress(Stage::Verify);
-        let samples = options.samples.as_deref();
         report.outputs = verify(&source, &canonical, folder.path(), samples, options.max_error)?;
     }
     report.model_bytes = write_model(&written, &points, &report.metadata(), folder.path())?;

@@ -14,7 +14,7 @@ use crate::graph::Graph;
 use crate::points::candidates;
 use crate::read::{Model, read};
 use crate::report::{PointReport, Skipped, bytes, points_table};
-use crate::support::{self, Gradient};
+use crate::support;
 use crate::write::MODEL_FILE;
 
 /// What a model offers.
@@ -105,20 +105,19 @@ fn exported_points(model: &Model, file: &Path) -> Result<Vec<PointReport>> {
 }
 
 fn ops(graph: &Graph) -> Vec<OpReport> {
-    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    let mut reports: BTreeMap<(&str, &str), OpReport> = BTreeMap::new();
     for node in &graph.nodes {
-        *counts.entry((&node.domain, &node.op_type)).or_default() += 1;
-    }
-    let report = |((domain, op_type), count): ((&str, &str), usize)| {
-        let gradient = if domain.is_empty() { support::gradient(op_type) } else { None };
-        OpReport {
+        let (domain, op_type) = (node.domain.as_str(), node.op_type.as_str());
+        let report = reports.entry((domain, op_type)).or_insert_with(|| OpReport {
             op_type: if domain.is_empty() { op_type.to_owned() } else { format!("{domain}.{op_type}") },
-            count,
-            supported: gradient.is_some() || (domain.is_empty() && op_type == "DequantizeLinear"),
-            differentiable: gradient.is_some_and(|g| g != Gradient::None),
-        }
-    };
-    counts.into_iter().map(report).collect()
+            count: 0,
+            supported: support::supported(domain, op_type),
+            differentiable: false,
+        });
+        report.count += 1;
+        report.differentiable |= (0..node.inputs.len()).any(|i| support::flows(node, i));
+    }
+    reports.into_values().collect()
 }
 
 impl Inspection {

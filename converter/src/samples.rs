@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use inlay_runtime::npz;
+use inlay_runtime::{HostData, npz};
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port};
@@ -86,15 +86,15 @@ pub fn read(graph: &Graph, path: &Path) -> Result<Vec<Feed>> {
             let found: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
             refuse(format!("no array {:?}; the file has: {}", port.name, found.join(", ")))
         })?;
-        let values = match array.values() {
-            npz::Values::F32(v) if port.ty.dtype.is_float() => Values::F32(v.clone()),
-            npz::Values::I64(v) if !port.ty.dtype.is_float() => Values::I64(v.clone()),
-            other => {
+        let values = match array.data() {
+            HostData::F32(v) if port.ty.dtype.is_float() => Values::F32(v.clone()),
+            HostData::I64(v) if !port.ty.dtype.is_float() => Values::I64(v.clone()),
+            _ => {
                 let expected = port.ty.dtype;
                 return Err(refuse(format!(
-                    "array {:?} is {}, the model takes {expected:?}",
+                    "array {:?} is {:?}, the model takes {expected:?}",
                     port.name,
-                    other.dtype()
+                    array.dtype()
                 )));
             }
         };

@@ -1,118 +1,37 @@
 //! Which operators the runtime runs, and through which of their inputs a gradient flows.
 
+use inlay_runtime::ops;
+
 use crate::error::{Error, Result};
 use crate::graph::Node;
-
-/// Through which inputs of an operator a gradient flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gradient {
-    /// Through every float input.
-    All,
-    /// Through the first input only; the others are parameters.
-    First,
-    /// Through none.
-    None,
-}
-
-use Gradient::{All, First, None as No};
-
-/// The canonical operators of ai.onnx.
-pub const OPERATORS: &[(&str, Gradient)] = &[
-    ("Add", All),
-    ("And", No),
-    ("AveragePool", All),
-    ("Cast", All),
-    ("Clip", First),
-    ("Concat", All),
-    ("ConstantOfShape", No),
-    ("Conv", First),
-    ("Div", All),
-    ("Equal", No),
-    ("Erf", All),
-    ("Exp", All),
-    ("Expand", First),
-    ("Flatten", All),
-    ("Gather", First),
-    ("GatherND", No),
-    ("Gelu", All),
-    ("Gemm", All),
-    ("GlobalAveragePool", All),
-    ("GlobalMaxPool", All),
-    ("Greater", No),
-    ("GreaterOrEqual", No),
-    ("Identity", All),
-    ("IsNaN", No),
-    ("LayerNormalization", First),
-    ("LeakyRelu", All),
-    ("Less", No),
-    ("LessOrEqual", No),
-    ("Log", All),
-    ("MatMul", All),
-    ("Max", All),
-    ("MaxPool", All),
-    ("Min", All),
-    ("Mul", All),
-    ("Neg", All),
-    ("Not", No),
-    ("Or", No),
-    ("Pow", First),
-    ("Range", No),
-    ("Reciprocal", All),
-    ("ReduceMax", First),
-    ("ReduceMean", First),
-    ("ReduceSum", First),
-    ("Relu", All),
-    ("Reshape", First),
-    ("Shape", No),
-    ("Sigmoid", All),
-    ("Slice", First),
-    ("Softmax", All),
-    ("Split", First),
-    ("Sqrt", All),
-    ("Squeeze", First),
-    ("Sub", All),
-    ("Tanh", All),
-    ("Transpose", All),
-    ("Trilu", First),
-    ("Unsqueeze", First),
-    ("Where", All),
-];
 
 /// Operators that canonicalization always replaces.
 const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
 
-/// How a gradient flows through `op_type` of ai.onnx; `None` if the operator is not supported.
-pub fn gradient(op_type: &str) -> Option<Gradient> {
-    OPERATORS.binary_search_by_key(&op_type, |(name, _)| name).ok().map(|i| OPERATORS[i].1)
+/// Operators that the runtime runs, but that only the converter writes.
+const WRITTEN: &[&str] = &["DequantizeLinear"];
+
+/// Whether the runtime runs `op_type` of `domain`.
+pub fn supported(domain: &str, op_type: &str) -> bool {
+    ops::find(domain, op_type).is_some()
 }
 
 /// Whether a gradient flows from the output of `node` to its input `index`.
 pub fn flows(node: &Node, index: usize) -> bool {
-    let gradient =
-        if node.is("DequantizeLinear") || !node.domain.is_empty() { No } else { gradient(&node.op_type).unwrap_or(No) };
-    match gradient {
-        All => !node.is("Where") || index > 0,
-        First => index == 0,
-        No => false,
-    }
+    ops::find(&node.domain, &node.op_type).is_some_and(|op| op.differentiable(index))
 }
 
 /// # Errors
 /// If the canonical `node` is not supported.
 pub fn check(node: &Node) -> Result<()> {
-    if node.domain.is_empty() && gradient(&node.op_type).is_some() {
-        return Ok(());
-    }
-    Err(unsupported(node))
+    let written = WRITTEN.contains(&node.op_type.as_str());
+    if supported(&node.domain, &node.op_type) && !written { Ok(()) } else { Err(unsupported(node)) }
 }
 
 /// # Errors
 /// If `node`, as an exporter wrote it, is not supported.
 pub fn check_source(node: &Node) -> Result<()> {
-    if node.domain.is_empty() && REWRITTEN.contains(&node.op_type.as_str()) {
-        return Ok(());
-    }
-    check(node)
+    if node.domain.is_empty() && REWRITTEN.contains(&node.op_type.as_str()) { Ok(()) } else { check(node) }
 }
 
 fn unsupported(node: &Node) -> Error {
@@ -140,11 +59,6 @@ fn unsupported(node: &Node) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_list_is_sorted() {
-        assert!(OPERATORS.is_sorted_by_key(|(name, _)| name));
-    }
 
     #[test]
     fn an_error_names_node_operator_and_way_out() {

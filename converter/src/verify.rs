@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
+use inlay_runtime::device::DeviceOptions;
+use inlay_runtime::{Base, Device, HostData, HostTensor, Session, SessionOptions, Verify};
 use serde::Serialize;
 
 use crate::canonicalize;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, OPSET};
-use crate::oracle::{self, Feed, Output};
+use crate::graph::Graph;
+use crate::oracle::{self, Feed, Output, Values};
 use crate::quantize::scale_name;
 use crate::read::{self, Model};
 use crate::samples;
@@ -17,7 +19,7 @@ use crate::write::MODEL_FILE;
 /// Largest difference of the exported graph from the source with the same weights, relative to max(1, |y|).
 pub const STRUCTURE_TOLERANCE: f32 = 1e-4;
 
-/// Weights of a larger model (bytes) are not compared: the reference holds several copies of them.
+/// A larger source (bytes) is not run: the reference holds several copies of the weights.
 pub const MAX_VERIFIED_BYTES: u64 = 200 << 20;
 
 /// How one output compares.
@@ -47,7 +49,7 @@ pub fn verify(
     samples: Option<&Path>,
     max_error: Option<f32>,
 ) -> Result<Vec<OutputReport>> {
-    let exported = exported(folder)?;
+    let exported = read::read(&folder.join(MODEL_FILE))?.graph;
     let mut graph = canonicalize::inlined(source)?;
     let (feeds, float) = match samples {
         Some(path) => {
@@ -55,12 +57,13 @@ pub fn verify(
             let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
             (feeds, outputs)
         }
-        None => run_generated(&graph, source.opset)?,
+        None => first_open_size(|open| {
+            let feeds = samples::generate(&graph, open);
+            let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
+            Ok((feeds, outputs))
+        })?,
     };
-    if let Some(bad) = float.iter().find(|o| o.values.iter().any(|v| !v.is_finite())) {
-        let detail = format!("output {:?} of the source is not finite; give real inputs with --samples", bad.name);
-        return Err(Error::Oracle { what: "the source", detail });
-    }
+    expect_finite(&float, "the source")?;
     let substituted = substitute(&mut graph, canonical, &exported);
     let same_weights = if substituted {
         oracle::run(&graph, source.opset, &feeds, "the source with quantized weights")?
@@ -68,38 +71,85 @@ pub fn verify(
         float.clone()
     };
     drop(graph);
-    let found = oracle::run(&exported, OPSET, &feeds, "the exported graph")?;
+    drop(exported);
+    let found = run_exported(folder, &feeds)?;
     let mut reports = Vec::new();
-    for ((float, same), found) in float.iter().zip(&same_weights).zip(&found) {
+    for (float, same) in float.iter().zip(&same_weights) {
+        let missing = || Error::Invalid(format!("output {:?} is lost in the exported model", float.name));
+        let found = found.iter().find(|o| o.name == float.name).ok_or_else(missing)?;
         reports.push(compare(float, same, found, max_error)?);
     }
     Ok(reports)
 }
 
-fn run_generated(graph: &Graph, opset: i64) -> Result<(Vec<Feed>, Vec<Output>)> {
-    let mut last = None;
+/// The first success over the sizes of open dimensions: they may have to be larger than a kernel, or fit a shape inside.
+fn first_open_size<T>(mut run: impl FnMut(usize) -> Result<T>) -> Result<T> {
+    let mut first_error = None;
     for open in samples::OPEN_SIZES {
-        let feeds = samples::generate(graph, open);
-        match oracle::run(graph, opset, &feeds, "the source") {
-            Ok(outputs) => return Ok((feeds, outputs)),
-            // An open dimension may have to be larger than a kernel, or than a fixed shape inside.
-            Err(e) => last = last.or(Some(e)),
+        match run(open) {
+            Ok(found) => return Ok(found),
+            Err(e) => first_error = first_error.or(Some(e)),
         }
     }
-    Err(last.expect("at least one size was tried"))
+    Err(first_error.expect("at least one size was tried"))
 }
 
-/// The graph in `folder`, with adapters of rank 1 that add nothing, because tract has no dimension of size 0.
+/// What the runtime computes with the base in `folder`, on the CPU.
 ///
 /// # Errors
-/// If it cannot be read.
-pub fn exported(folder: &Path) -> Result<Graph> {
-    let mut graph = read::read(&folder.join(MODEL_FILE))?.graph;
-    for tensor in graph.constants.values_mut().filter(|t| t.is_empty()) {
-        let dims: Vec<usize> = tensor.dims().iter().map(|&d| d.max(1)).collect();
-        *tensor = Tensor::from_f32(&dims, &vec![0.0; dims.iter().product()]);
+/// If it does not open or run there.
+pub fn run_exported(folder: &Path, feeds: &[Feed]) -> Result<Vec<Output>> {
+    let fails = |e: &dyn std::error::Error| Error::Oracle { what: "the exported model", detail: chain(e) };
+    let base = Base::open(folder, Verify::Full).map_err(|e| fails(&e))?;
+    let device = DeviceOptions { device: Device::Cpu, ..DeviceOptions::default() };
+    let mut inputs = Vec::with_capacity(feeds.len());
+    for feed in feeds {
+        let dtype = base.inputs().iter().find(|p| p.name == feed.name).map(|p| p.dtype);
+        inputs.push((feed.name.as_str(), host_tensor(feed, dtype)));
     }
-    Ok(graph)
+    let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+    let mut session =
+        Session::new(base, SessionOptions { device, ..SessionOptions::default() }).map_err(|e| fails(&e))?;
+    let outputs = session.predict(&inputs).map_err(|e| fails(&e))?;
+    let output = |(name, t): (String, HostTensor)| Output { name, dims: t.shape().to_vec(), values: t.to_floats() };
+    Ok(outputs.into_iter().map(output).collect())
+}
+
+fn host_tensor(feed: &Feed, dtype: Option<inlay_runtime::DType>) -> HostTensor {
+    use inlay_runtime::DType;
+    let data = match (&feed.values, dtype) {
+        (Values::F32(v), _) => HostData::F32(v.clone()),
+        (Values::I64(v), Some(DType::Bool)) => HostData::Bool(v.iter().map(|&v| v != 0).collect()),
+        (Values::I64(v), Some(DType::I32)) => HostData::I32(v.iter().map(|&v| v as i32).collect()),
+        (Values::I64(v), _) => HostData::I64(v.clone()),
+    };
+    HostTensor::new(feed.dims.clone(), data).expect("feeds have as many values as their shape says")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |e| e.source()).fold(error.to_string(), |text, e| format!("{text}: {e}"))
+}
+
+/// Runs a model that is too large for the reference, only to see that it runs and gives numbers.
+///
+/// # Errors
+/// If it does not.
+pub fn smoke_test(canonical: &Graph, folder: &Path, samples: Option<&Path>) -> Result<()> {
+    let outputs = match samples {
+        Some(path) => run_exported(folder, &samples::read(canonical, path)?)?,
+        None => first_open_size(|open| run_exported(folder, &samples::generate(canonical, open)))?,
+    };
+    expect_finite(&outputs, "the exported model")
+}
+
+fn expect_finite(outputs: &[Output], what: &'static str) -> Result<()> {
+    match outputs.iter().find(|o| o.values.iter().any(|v| !v.is_finite())) {
+        Some(bad) => {
+            let detail = format!("output {:?} is not finite; give real inputs with --samples", bad.name);
+            Err(Error::Oracle { what, detail })
+        }
+        None => Ok(()),
+    }
 }
 
 /// Puts the dequantized weights of `exported` where they come from in `source`; whether there were any.

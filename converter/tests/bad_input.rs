@@ -113,7 +113,7 @@ fn flipped_bits_never_panic() {
 fn graphs_that_break_the_rules() {
     let refuse = |nodes, initializers| refused(&model(nodes, initializers).encode_to_vec());
     let cycle =
-        refused(vec![node("Add", &["x", "b"], "a"), node("Relu", &["a"], "b"), node("Relu", &["b"], "y")], vec![]);
+        refuse(vec![node("Add", &["x", "b"], "a"), node("Relu", &["a"], "b"), node("Relu", &["b"], "y")], vec![]);
     assert!(cycle.contains("leads back"), "{cycle}");
     let twice = refuse(vec![node("Relu", &["x"], "y"), node("Neg", &["x"], "y")], vec![]);
     assert!(twice.contains("defined twice"), "{twice}");

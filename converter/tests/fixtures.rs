@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use inlay_converter::export::{Options, export};
-use inlay_converter::graph::OPSET;
 use inlay_converter::quantize::Quant;
+use inlay_converter::read::read;
 use inlay_converter::report::Report;
-use inlay_converter::{oracle, samples, verify};
+use inlay_converter::{samples, verify};
 use inlay_runtime::npz;
 use serde_json::Value;
 
@@ -62,15 +62,15 @@ fn points(report: &Report) -> Vec<String> {
 
 /// The largest difference of the exported model from what PyTorch computed.
 fn difference(name: &str, folder: &Path) -> f32 {
-    let graph = verify::exported(folder).unwrap();
+    let graph = read(&folder.join("model.onnx")).unwrap().graph;
     let feeds = samples::read(&graph, &fixtures().join(format!("{name}.inputs.npz"))).unwrap();
-    let found = oracle::run(&graph, OPSET, &feeds, "the exported graph").unwrap();
+    let found = verify::run_exported(folder, &feeds).unwrap();
     let expected = npz::read(&fixtures().join(format!("{name}.outputs.npz"))).unwrap();
     let mut largest = 0f32;
     for output in found {
         let (_, array) = expected.iter().find(|(n, _)| *n == output.name).expect("the fixture has every output");
         assert_eq!(array.shape(), output.dims);
-        for (a, b) in output.values.iter().zip(array.as_floats().unwrap()) {
+        for (a, b) in output.values.iter().zip(array.floats().unwrap()) {
             largest = largest.max((a - b).abs() / b.abs().max(1.0));
         }
     }
