@@ -9,3 +9,5 @@ pub mod chart;
 pub mod data;
 /// One person's figures, as a table and as JSON.
 pub mod report;
+/// The demo itself: exports, trains, classifies.
+pub mod run;

@@ -333,7 +333,7 @@ def main(wheel):
         bench = Bench([(net, person) for person in held_out], recordings)
         own, accepted, adapter = bench.personalize(1, **hyper)
         other = bench.accuracy(bench.rest, bench.rest_y, [p.flip(0) for p in adapter])
-        folds.append({"model": path.name, "people": list(held_out), **hyper})
+        folds.append({"model": path.name, "people": list(held_out), "alpha": hyper["rank"], **hyper})
         for i, person in enumerate(held_out):
             rows.append((bench.base[i], own[i], other[i]))
             print(

@@ -49,6 +49,8 @@ pub struct Fold {
     pub rank: usize,
     /// Learning rate.
     pub lr: f32,
+    /// LoRA's alpha.
+    pub alpha: f32,
     /// Optimizer steps.
     pub steps: usize,
     /// Weight decay of AdamW.
@@ -122,19 +124,28 @@ impl Windows {
         (kept, held)
     }
 
-    /// Writes `window` and `labels` to an `.npz` file.
+    /// The arrays `window` and `labels`, as a base takes them.
+    ///
+    /// # Errors
+    /// When there are no windows.
+    pub fn into_arrays(self) -> Result<[(String, HostTensor); 2]> {
+        if self.is_empty() {
+            return Err("no windows: the recordings are too short".into());
+        }
+        let length = self.x.len() / self.len() / CHANNELS;
+        let window = HostTensor::new([self.len(), CHANNELS, length], self.x);
+        let labels = HostTensor::new([self.labels.len()], self.labels);
+        let (window, labels) = window.zip(labels).expect("as many values as the shapes say");
+        Ok([("window".into(), window), ("labels".into(), labels)])
+    }
+
+    /// Writes them to an `.npz` file.
     ///
     /// # Errors
     /// When there are no windows, or the file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        if self.is_empty() {
-            return Err(format!("{}: no windows to write", path.display()).into());
-        }
-        let length = self.x.len() / self.len() / CHANNELS;
-        let window = HostTensor::new([self.len(), CHANNELS, length], self.x.clone());
-        let labels = HostTensor::new([self.len()], self.labels.clone());
-        let (window, labels) = window.zip(labels).expect("as many values as the shape says");
-        Ok(npz::write(path, [("window", &window), ("labels", &labels)])?)
+    pub fn write(self, path: &Path) -> Result<()> {
+        let arrays = self.into_arrays()?;
+        Ok(npz::write(path, arrays.iter().map(|(name, array)| (name.as_str(), array)))?)
     }
 }
 
@@ -154,13 +165,13 @@ impl Data {
     pub fn read(folder: &Path) -> Result<Self> {
         let recipe: Recipe = serde_json::from_slice(&std::fs::read(folder.join("folds.json"))?)?;
         let path = folder.join("watch.npz");
-        let mut arrays: HashMap<String, HostTensor> = npz::read(&path)?.into_iter().collect();
-        let mut take = |name: &str| {
-            let array = arrays.remove(name).and_then(|array| array.ints());
-            array.ok_or_else(|| format!("{}: no array of integers \"{name}\"", path.display()))
+        let arrays: HashMap<String, HostTensor> = npz::read(&path)?.into_iter().collect();
+        let ints = |name: &str| {
+            let values = arrays.get(name).and_then(HostTensor::ints);
+            values.ok_or_else(|| format!("{}: no array of integers \"{name}\"", path.display()))
         };
-        let samples = take("samples")?.into_iter().map(from_bits).collect::<Result<Vec<f32>>>()?;
-        let (lengths, people, exercises) = (take("length")?, take("person")?, take("exercise")?);
+        let samples = ints("samples")?.into_iter().map(from_bits).collect::<Result<Vec<f32>>>()?;
+        let (lengths, people, exercises) = (ints("length")?, ints("person")?, ints("exercise")?);
 
         let mut rest = samples.as_slice();
         let mut recordings = Vec::with_capacity(lengths.len());
@@ -175,10 +186,7 @@ impl Data {
 
     /// Windows for `person`'s calibration.
     pub fn calibration(&self, person: u32) -> Windows {
-        self.windows(person, |start, end, n| {
-            let _ = start;
-            100 * end <= self.recipe.calibrate_percent * n
-        })
+        self.windows(person, |_, end, n| 100 * end <= self.recipe.calibrate_percent * n)
     }
 
     /// `person`'s later windows, no sample of which is among the calibration.
@@ -210,4 +218,51 @@ impl Data {
 
 fn from_bits(bits: i64) -> Result<f32> {
     Ok(f16::from_bits(u16::try_from(bits)?).to_f32())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> Data {
+        Data::read(&folder()).expect("the vendored data")
+    }
+
+    #[test]
+    fn everybody_is_held_out_once_and_has_every_exercise_on_both_sides() {
+        let data = data();
+        let mut people: Vec<u32> = data.recipe.folds.iter().flat_map(|fold| fold.people.clone()).collect();
+        people.sort_unstable();
+        assert_eq!(people, (1..=10).collect::<Vec<u32>>());
+        for person in people {
+            for windows in [data.calibration(person), data.test(person), data.calibration(person).hold_back(25).1] {
+                let mut exercises = windows.labels.clone();
+                exercises.dedup();
+                assert_eq!(exercises, (0..7).chain(0..7).collect::<Vec<i64>>(), "person {person}");
+            }
+        }
+    }
+
+    #[test]
+    fn windows_are_those_that_the_models_were_made_with() {
+        let data = data();
+        let windows = data.calibration(1);
+        let (kept, held) = windows.hold_back(data.recipe.held_back_percent);
+        assert_eq!((windows.len(), kept.len(), held.len(), data.test(1).len()), (178, 132, 46, 534));
+        // The first window's first values along time, then the next axis.
+        assert_eq!(
+            (windows.x[0], windows.x[1], windows.x[data.recipe.window]),
+            (0.870_117_19, 0.864_746_1, 0.024_185_18)
+        );
+        assert!(windows.x.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn nothing_calibrated_on_is_tested_on() {
+        let data = data();
+        let recipe = &data.recipe;
+        assert!(recipe.calibrate_percent < recipe.test_from_percent);
+        let empty = data.windows(11, |_, _, _| true);
+        assert!(empty.is_empty() && empty.into_arrays().is_err());
+    }
 }
