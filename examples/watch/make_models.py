@@ -67,7 +67,7 @@ def vendor(wheel):
     person, side, exercise = (np.array([keys[i][column] for i in order], np.uint8) for column in range(3))
     np.savez_compressed(
         HERE / "watch.npz",
-        samples=np.concatenate(recordings).view(np.uint16),
+        samples=np.ascontiguousarray(np.concatenate(recordings)).view(np.uint16),
         length=np.array([len(r) for r in recordings], np.int32),
         person=person,
         side=side,

@@ -252,7 +252,7 @@ mod tests {
         // The first window's first values along time, then the next axis.
         assert_eq!(
             (windows.x[0], windows.x[1], windows.x[data.recipe.window]),
-            (0.870_117_19, 0.864_746_1, 0.024_185_18)
+            (0.870_117_2, 0.864_746_1, 0.024_185_18)
         );
         assert!(windows.x.iter().all(|x| x.is_finite()));
     }
