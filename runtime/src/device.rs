@@ -93,7 +93,7 @@ pub(crate) struct Devices {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Choosing {
+pub(crate) enum Choosing {
     Cpu,
     Gpu,
     /// Both are open, and the first plan decides.
@@ -129,6 +129,12 @@ impl Devices {
         };
         let cpu = Arc::new(Plain::default());
         Ok(Devices { cpu, gpu, choice, cache_dir: options.cache_dir.clone(), threads })
+    }
+
+    /// Two open devices.
+    #[cfg(test)]
+    pub fn with_gpu(cpu: Arc<dyn Backend>, gpu: Arc<dyn Backend>, choice: Choosing) -> Self {
+        Devices { cpu, gpu: Some(gpu), choice, cache_dir: None, threads: 1 }
     }
 
     /// The device in use; the CPU while none was chosen.

@@ -136,3 +136,154 @@ impl Engine {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use inlay_devices::backend::{Backend, DeviceKind};
+    use inlay_devices::plain::Plain;
+    use inlay_devices::program::{Program, Region};
+
+    use super::*;
+    use crate::adapters::{Adapter, AdapterOptions};
+    use crate::base::Verify;
+    use crate::data::Dataset;
+    use crate::device::Choosing;
+    use crate::session::Session;
+    use crate::train::{TrainOptions, Trainer};
+
+    /// The plain backend, which calls itself a GPU and fails for good after so many calls that can fail.
+    struct Failing {
+        plain: Plain,
+        info: DeviceInfo,
+        calls: Arc<Calls>,
+    }
+
+    struct Calls {
+        left: AtomicUsize,
+    }
+
+    impl Calls {
+        fn next(&self) -> Result<(), DeviceError> {
+            let enough = |left: usize| left.checked_sub(1);
+            match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough) {
+                Ok(_) => Ok(()),
+                Err(_) => Err(DeviceError::Timeout { device: "fails".into(), limit: Duration::from_nanos(1) }),
+            }
+        }
+    }
+
+    impl Failing {
+        fn after(calls: usize) -> Self {
+            let plain = Plain::default();
+            let info = DeviceInfo { kind: DeviceKind::VulkanGpu, name: "fails".into(), ..plain.info().clone() };
+            Failing { plain, info, calls: Arc::new(Calls { left: AtomicUsize::new(calls) }) }
+        }
+    }
+
+    impl Backend for Failing {
+        fn info(&self) -> &DeviceInfo {
+            &self.info
+        }
+
+        fn compile(&self, program: Arc<Program>) -> Result<Box<dyn Executable>, DeviceError> {
+            self.calls.next()?;
+            Ok(Box::new(FailingExecutable { plain: self.plain.compile(program)?, calls: Arc::clone(&self.calls) }))
+        }
+    }
+
+    struct FailingExecutable {
+        plain: Box<dyn Executable>,
+        calls: Arc<Calls>,
+    }
+
+    impl Executable for FailingExecutable {
+        fn write(&mut self, region: Region, offset: usize, values: &[f32]) -> Result<(), DeviceError> {
+            self.calls.next()?;
+            self.plain.write(region, offset, values)
+        }
+
+        fn write_ints(&mut self, offset: usize, values: &[i32]) -> Result<(), DeviceError> {
+            self.calls.next()?;
+            self.plain.write_ints(offset, values)
+        }
+
+        fn read(&mut self, region: Region, offset: usize, values: &mut [f32]) -> Result<(), DeviceError> {
+            self.calls.next()?;
+            self.plain.read(region, offset, values)
+        }
+
+        fn run(&mut self, segments: &[Segment]) -> Result<(), DeviceError> {
+            self.calls.next()?;
+            self.plain.run(segments)
+        }
+    }
+
+    struct Run {
+        losses: Vec<f32>,
+        record: Vec<u8>,
+        outputs: Vec<(String, crate::HostTensor)>,
+        events: Vec<String>,
+        device: String,
+    }
+
+    /// Trains and predicts on a GPU that fails after so many calls.
+    fn run(calls: usize, choice: Choosing) -> Run {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&events);
+        let log = LogSink::new(move |event| sink.lock().unwrap().push(event.to_string()));
+        let base = Base::open("tests/data/tiny", Verify::Full).unwrap();
+        let devices = Devices::with_gpu(Arc::new(Plain::default()), Arc::new(Failing::after(calls)), choice);
+        let mut session = Session::on(Engine::new(base, devices, log, 2));
+        let data = Dataset::read(session.base(), "tests/data/tiny.npz").unwrap();
+        let adapter = Adapter::new(session.base(), &AdapterOptions::lora(2).seed(1)).unwrap();
+        let options = TrainOptions::new().steps(6).batch_size(16).accumulate(2).lr(1e-2);
+        let mut losses = Vec::new();
+        let trained = Trainer::new(&mut session, adapter, &data, options).unwrap().run(|step| {
+            losses.push(step.loss);
+            ControlFlow::Continue(())
+        });
+        let adapter = trained.unwrap().adapter;
+        let record = adapter.to_record(crate::Dtype::F32).unwrap();
+        session.set_adapter(Some(adapter)).unwrap();
+        let outputs = session.predict_all(&data, 16, |_| ()).unwrap();
+        let device = session.device().name.clone();
+        let events = events.lock().unwrap().clone();
+        Run { losses, record, outputs, events, device }
+    }
+
+    #[test]
+    fn a_gpu_that_fails_anywhere_loses_no_step() {
+        let whole = run(usize::MAX, Choosing::Gpu);
+        assert_eq!((whole.device.as_str(), whole.events.len()), ("fails", 0));
+        for calls in 0..150 {
+            let run = run(calls, Choosing::Gpu);
+            assert_eq!(run.losses, whole.losses, "after {calls} calls");
+            assert_eq!(run.record, whole.record, "after {calls} calls");
+            assert_eq!(run.outputs, whole.outputs, "after {calls} calls");
+            if run.device == "fails" {
+                assert!(calls > 80, "too few calls to mean much");
+                return;
+            }
+            let [event] = run.events.as_slice() else { panic!("{:?}", run.events) };
+            assert!(event.starts_with("fails failed, the CPU carries on without losing a step"), "{event}");
+        }
+        panic!("a run takes fewer calls than this");
+    }
+
+    #[test]
+    fn a_device_is_chosen_once_and_told() {
+        let chosen = run(usize::MAX, Choosing::Undecided);
+        let [event] = chosen.events.as_slice() else { panic!("{:?}", chosen.events) };
+        assert!(event.contains("ms on the CPU") && event.contains("ms on fails, measured now"), "{event}");
+        let refused = run(3, Choosing::Undecided);
+        assert_eq!(refused.device, "CPU (plain bodies)");
+        let [event] = refused.events.as_slice() else { panic!("{:?}", refused.events) };
+        assert!(event.starts_with("not using fails: "), "{event}");
+        assert_eq!(chosen.record, refused.record);
+    }
+}

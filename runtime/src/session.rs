@@ -98,8 +98,11 @@ impl Session {
     /// When the device cannot be opened.
     pub fn new(base: Base, options: SessionOptions) -> Result<Self, SessionError> {
         let devices = Devices::open(&options.device, &options.log)?;
-        let engine = Engine::new(base, devices, options.log, options.plan_cache);
-        Ok(Session { engine, adapter: None })
+        Ok(Self::on(Engine::new(base, devices, options.log, options.plan_cache)))
+    }
+
+    pub(crate) fn on(engine: Engine) -> Self {
+        Session { engine, adapter: None }
     }
 
     /// The base.

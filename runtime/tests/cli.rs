@@ -1,0 +1,331 @@
+//! The command line `personalize`: what it prints, its exit codes, and that bad input changes nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use inlay_runtime::{HostTensor, npz};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BASE: &str = "tests/data/tiny";
+const DATA: &str = "tests/data/tiny.npz";
+
+fn personalize<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_personalize")).args(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("output is text")
+}
+
+/// Runs a command that must succeed; gives the JSON that it printed.
+#[track_caller]
+fn json<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Value {
+    let output = personalize(arguments.into_iter().chain(["--json"]));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+/// Runs a command that must fail with this exit code, and print one error that contains `expected`.
+#[track_caller]
+fn fails<'a>(code: i32, arguments: impl IntoIterator<Item = &'a str>, expected: &str) {
+    let output = personalize(arguments);
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    assert_eq!(errors.matches("error:").count(), 1, "{errors}");
+    assert!(errors.contains(expected), "{errors}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+/// A folder with a store in it.
+struct Scratch {
+    folder: TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Scratch { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn name(&self, name: &str) -> String {
+        self.at(name).to_str().expect("temporary folders have plain names").to_owned()
+    }
+
+    /// Trains `anna`'s adapter.
+    fn trained(self) -> Self {
+        json(self.train(DATA).iter().map(String::as_str));
+        self
+    }
+
+    fn train(&self, data: &str) -> Vec<String> {
+        let store = self.name("store");
+        let fixed = ["train", "--base", BASE, "--user", "anna", "--rank", "2", "--lr", "0.02", "--steps", "30"];
+        let paths = ["--data", data, "--store", &store, "--device", "cpu"];
+        fixed.into_iter().chain(paths).map(str::to_owned).collect()
+    }
+
+    /// Every file with its bytes.
+    fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        fn walk(folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => walk(&path, files),
+                    false => files.push((path.clone(), fs::read(path).unwrap())),
+                }
+            }
+        }
+        let mut files = Vec::new();
+        walk(self.folder.path(), &mut files);
+        files.sort();
+        files
+    }
+
+    fn write(&self, name: &str, arrays: &[(&str, HostTensor)]) -> String {
+        npz::write(&self.at(name), arrays.iter().map(|(name, array)| (*name, array))).unwrap();
+        self.name(name)
+    }
+}
+
+fn floats(shape: &[usize], value: f32) -> HostTensor {
+    HostTensor::new(shape, vec![value; shape.iter().product()]).unwrap()
+}
+
+fn ints(shape: &[usize], value: i64) -> HostTensor {
+    HostTensor::new(shape, vec![value; shape.iter().product()]).unwrap()
+}
+
+#[test]
+fn train_predict_eval() {
+    let scratch = Scratch::new();
+    let log = scratch.name("log.jsonl");
+    let train = scratch.train(DATA);
+    let summary = json(train.iter().map(String::as_str).chain(["--log", &log, "--hold-back", "0.2", "--dtype", "f32"]));
+    assert_eq!(summary["steps"], 30);
+    assert_eq!(summary["user"], "anna");
+    assert_eq!(summary["parameters"], 42);
+    let record = PathBuf::from(summary["record"].as_str().unwrap());
+    assert_eq!(fs::metadata(record).unwrap().len(), summary["bytes"].as_u64().unwrap());
+    assert_eq!(summary["held_back"]["samples"], 12);
+
+    let lines: Vec<Value> =
+        fs::read_to_string(&log).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 30);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(line["step"], i + 1);
+        assert!(line["loss"].is_f64() && line["ms"].is_f64() && line["lr"].is_f64());
+    }
+    assert_eq!(lines[29]["loss"], summary["loss"]);
+
+    let store = scratch.name("store");
+    let user = ["--user", "anna", "--store", &store];
+    let eval = json(["eval", "--base", BASE, "--data", DATA, "--device", "cpu"].into_iter().chain(user));
+    assert!(eval["adapter"]["loss"].as_f64() < eval["base"]["loss"].as_f64(), "{eval}");
+    assert!(eval["adapter"]["accuracy"].as_f64() > eval["base"]["accuracy"].as_f64(), "{eval}");
+
+    let predict = |out: &str, adapter: &[&str]| {
+        let out = scratch.name(out);
+        json(["predict", "--base", BASE, "--data", DATA, "--out", &out].into_iter().chain(adapter.iter().copied()));
+        npz::read(Path::new(&out)).unwrap().remove(0)
+    };
+    let (name, base) = predict("base.npz", &[]);
+    assert_eq!((name.as_str(), base.shape()), ("logits", &[60, 2][..]));
+    let (_, with_user) = predict("user.npz", &user);
+    assert_ne!(base, with_user);
+    let (_, with_file) = predict("file.npz", &["--adapter", summary["record"].as_str().unwrap()]);
+    assert_eq!(with_user, with_file);
+    let (_, by_seven) = predict("seven.npz", &["--batch-size", "7"]);
+    let pairs = by_seven.floats().unwrap().iter().zip(base.floats().unwrap());
+    assert!(pairs.map(|(a, b)| (a - b).abs()).all(|error| error < 1e-5));
+}
+
+#[test]
+fn people_get_text() {
+    let scratch = Scratch::new().trained();
+    let store = scratch.name("store");
+    let output = personalize(["eval", "--base", BASE, "--data", DATA, "--user", "anna", "--store", &store]);
+    let found = text(&output.stdout);
+    assert!(found.contains("with adapter  loss ") && found.contains("accuracy"), "{found}");
+    let output = personalize(["bench", "--base", BASE, "--batch-size", "4", "--repeats", "2", "--device", "cpu"]);
+    assert!(text(&output.stdout).contains("ms a training step"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn bench_and_devices_speak_json() {
+    let bench = ["bench", "--base", BASE, "--batch-size", "4", "--repeats", "3", "--rank", "1", "--targets", "head"];
+    let timed = json(bench.into_iter().chain(["--threads", "1", "--device", "cpu"]));
+    assert!(timed["ms_per_step"].as_f64() > Some(0.0) && timed["ms_per_forward"].as_f64() > Some(0.0), "{timed}");
+    assert_eq!((&timed["points"], &timed["parameters"]), (&Value::from(1), &Value::from(10)));
+    let devices = json(["devices"]);
+    assert_eq!(devices["devices"][0]["kind"], "cpu");
+}
+
+#[test]
+fn a_new_start_takes_the_place_of_options_for_one() {
+    let scratch = Scratch::new().trained();
+    let record = scratch.name("store/anna.adapter");
+    let train = scratch.train(DATA);
+    let without_rank = train.iter().filter(|a| !["--rank", "2"].contains(&a.as_str())).map(String::as_str);
+    let again = json(without_rank.chain(["--init-adapter", &record]));
+    assert_eq!(again["parameters"], 42);
+    fails(2, train.iter().map(String::as_str).chain(["--init-adapter", &record]), "cannot be used with");
+}
+
+#[test]
+fn bad_arguments_exit_with_2() {
+    let scratch = Scratch::new();
+    let train = scratch.train(DATA);
+    let train = || train.iter().map(String::as_str);
+    fails(2, ["nose"], "unrecognized subcommand");
+    fails(2, ["train", "--base", BASE], "--data");
+    fails(2, train().chain(["--device", "gpu"]), "use auto, cpu, vulkan or vulkan:NAME");
+    fails(2, train().chain(["--batch-size", "0"]), "--batch-size");
+    fails(2, train().chain(["--epochs", "3"]), "cannot be used with");
+    fails(2, train().chain(["--clip-norm", "nan"]), "a number above 0");
+    fails(2, train().chain(["--weight-decay", "-1"]), "--weight-decay");
+    fails(2, train().chain(["--optimizer", "adam"]), "adamw");
+    fails(2, train().chain(["--loss", "hinge"]), "cross-entropy");
+    fails(2, train().chain(["--schedule", "square"]), "constant, linear or cosine");
+    fails(2, train().chain(["--vulkan-timeout", "soon"]), "a duration such as 500ms or 10s");
+    fails(2, ["predict", "--base", BASE, "--data", DATA, "--out", "x.npz", "--user", "anna"], "--store");
+    assert!(scratch.files().is_empty());
+}
+
+#[test]
+fn bad_data_exits_with_1_and_changes_nothing() {
+    let scratch = Scratch::new().trained();
+    let x = || ("x", floats(&[4, 3], 0.5));
+    let labels = || ("labels", ints(&[4], 1));
+    let mut nan = vec![0.0; 12];
+    nan[7] = f32::NAN;
+    let nan = HostTensor::new([4, 3], nan).unwrap();
+    let cases: Vec<(&str, Vec<(&str, HostTensor)>)> = vec![
+        ("no array \"x\"", vec![labels()]),
+        ("no array \"labels\"", vec![x()]),
+        ("an array \"y\" that the model does not take", vec![x(), labels(), ("y", ints(&[4], 0))]),
+        ("shape [4, 2], expected [samples, 3]", vec![("x", floats(&[4, 2], 0.0)), labels()]),
+        ("holds i64, expected f32", vec![("x", ints(&[4, 3], 0)), labels()]),
+        ("\"labels\" has 3 samples, \"x\" has 4", vec![x(), ("labels", ints(&[3], 0))]),
+        ("sample 0: 2 is out of range, expected 0 to 1", vec![x(), ("labels", ints(&[4], 2))]),
+        ("sample 0: -1 is out of range, expected 0 to 1", vec![x(), ("labels", ints(&[4], -1))]),
+        ("sample 2: a value is NaN", vec![("x", nan), labels()]),
+        ("a value is inf", vec![("x", floats(&[4, 3], f32::INFINITY)), labels()]),
+        ("no samples", vec![("x", floats(&[0, 3], 0.0)), ("labels", ints(&[0], 0))]),
+        ("\"labels\" has shape [4, 2], expected [samples]", vec![x(), ("labels", ints(&[4, 2], 0))]),
+    ];
+    for (expected, arrays) in cases {
+        let data = scratch.write("bad.npz", &arrays);
+        let before = scratch.files();
+        let train = scratch.train(&data);
+        fails(1, train.iter().map(String::as_str), expected);
+        assert_eq!(scratch.files(), before, "{expected}");
+    }
+
+    let before = scratch.files();
+    let missing = scratch.train("nowhere.npz");
+    fails(1, missing.iter().map(String::as_str), "nowhere.npz");
+    let no_archive = scratch.train("tests/cli.rs");
+    fails(1, no_archive.iter().map(String::as_str), "not a NumPy .npz archive");
+    let train = scratch.train(DATA);
+    let train = || train.iter().map(String::as_str);
+    fails(1, train().chain(["--targets", "nose"]), "matches no point; the points are: ");
+    fails(1, train().chain(["--output", "nose"]), "no float output \"nose\"; it has: logits");
+    let wild = train().map(|a| if a == "0.02" { "1e20" } else { a });
+    fails(1, wild.chain(["--optimizer", "sgd"]), "the adapter of the step before is kept");
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
+fn what_does_not_beat_the_base_is_not_stored() {
+    let scratch = Scratch::new().trained();
+    let before = scratch.files();
+    let train = scratch.train(DATA);
+    let wild = train.iter().map(|a| match a.as_str() {
+        "0.02" => "300",
+        "30" => "1",
+        other => other,
+    });
+    fails(1, wild.chain(["--optimizer", "sgd", "--hold-back", "0.25"]), "does not beat the base on the 15 samples");
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
+fn damaged_files_exit_with_1_and_change_nothing() {
+    let scratch = Scratch::new().trained();
+    let record = fs::read(scratch.at("store/anna.adapter")).unwrap();
+    let store = scratch.name("store");
+    let out = scratch.name("out.npz");
+    let predict = |adapter: &str, expected: &str| {
+        fails(1, ["predict", "--base", BASE, "--data", DATA, "--out", &out, "--adapter", adapter], expected);
+        assert!(!scratch.at("out.npz").exists());
+    };
+    let damaged = scratch.name("damaged.adapter");
+    let mut flipped = record.clone();
+    flipped[record.len() / 2] ^= 1;
+    fs::write(&damaged, &flipped).unwrap();
+    predict(&damaged, "was altered");
+    fs::write(&damaged, &record[..record.len() - 5]).unwrap();
+    predict(&damaged, "cut short");
+    fs::write(&damaged, b"nothing").unwrap();
+    predict(&damaged, "not an adapter record");
+    predict(&scratch.name("nowhere"), "nowhere");
+    fails(
+        1,
+        ["predict", "--base", BASE, "--data", DATA, "--out", &out, "--user", "bob", "--store", &store],
+        "no adapter of \"bob\"",
+    );
+
+    let base = scratch.at("base");
+    fs::create_dir(&base).unwrap();
+    let model = fs::read(Path::new(BASE).join("model.onnx")).unwrap();
+    let path = base.to_str().unwrap();
+    let bad_base = |bytes: &[u8], expected: &str| {
+        fs::write(base.join("model.onnx"), bytes).unwrap();
+        let before = scratch.files();
+        fails(1, ["eval", "--base", path, "--data", DATA], expected);
+        assert_eq!(scratch.files(), before);
+    };
+    bad_base(b"", "not a readable ONNX model");
+    bad_base(b"no model at all", "not a readable ONNX model");
+    bad_base(&model[..model.len() / 2], "model.onnx");
+    let mut flipped = model.clone();
+    flipped[model.len() / 3] ^= 1;
+    bad_base(&flipped, "model.onnx");
+    let unexported = fs::read("../tests/fixtures/mlp_ts13.onnx").unwrap();
+    bad_base(&unexported, "was not exported by the converter; run `converter export");
+    fails(1, ["eval", "--base", "nowhere", "--data", DATA], "nowhere");
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_found_before_training() {
+    let scratch = Scratch::new();
+    fs::write(scratch.at("store"), "a file").unwrap();
+    let before = scratch.files();
+    let train = scratch.train(DATA);
+    fails(1, train.iter().map(String::as_str), "store");
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
+fn errors_for_machines_are_json() {
+    let output = personalize(["eval", "--base", "nowhere", "--data", DATA, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error: Value = serde_json::from_slice(&output.stderr).expect("one JSON object");
+    assert!(error["error"].as_str().unwrap().contains("nowhere"), "{error}");
+}
+
+#[test]
+fn no_vulkan_is_said() {
+    let output = Command::new(env!("CARGO_BIN_EXE_personalize"))
+        .args(["eval", "--base", BASE, "--data", DATA, "--device", "vulkan:no such device"])
+        .output()
+        .unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("no Vulkan device"), "{errors}");
+}
