@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inlay_devices::backend::{Backend, DeviceError, DeviceKind};
-use inlay_devices::plain::Plain;
+use inlay_devices::cpu::CpuBackend;
 use inlay_devices::program::Segment;
 use inlay_devices::vulkan::{Choice, Vulkan, VulkanOptions};
 use inlay_format::metadata::Fingerprint;
@@ -127,7 +127,7 @@ impl Devices {
                 }
             },
         };
-        let cpu = Arc::new(Plain::default());
+        let cpu = Arc::new(CpuBackend::new(threads)?);
         Ok(Devices { cpu, gpu, choice, cache_dir: options.cache_dir.clone(), threads })
     }
 

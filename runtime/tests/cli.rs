@@ -65,7 +65,7 @@ impl Scratch {
     fn train(&self, data: &str) -> Vec<String> {
         let store = self.name("store");
         let fixed = ["train", "--base", BASE, "--user", "anna", "--rank", "2", "--lr", "0.02", "--steps", "30"];
-        let paths = ["--data", data, "--store", &store, "--device", "cpu"];
+        let paths = ["--data", data, "--store", &store];
         fixed.into_iter().chain(paths).map(str::to_owned).collect()
     }
 

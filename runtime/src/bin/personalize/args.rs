@@ -112,7 +112,7 @@ pub struct Train {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: u32,
     /// Peak learning rate
-    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = parse_positive)]
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = parse_positive, allow_negative_numbers = true)]
     pub lr: f32,
     /// How the learning rate changes
     #[arg(long, default_value = "constant", value_parser = parse_schedule)]
@@ -124,13 +124,13 @@ pub struct Train {
     #[arg(long, value_name = "NAME", default_value = "adamw", value_parser = optimizer_names())]
     pub optimizer: String,
     /// Momentum of sgd [default: 0]
-    #[arg(long, value_name = "X", value_parser = parse_fraction)]
+    #[arg(long, value_name = "X", value_parser = parse_fraction, allow_negative_numbers = true)]
     pub momentum: Option<f32>,
     /// Weight decay [default: 0.01 for adamw, 0 for sgd]
-    #[arg(long, value_name = "X", value_parser = parse_not_negative)]
+    #[arg(long, value_name = "X", value_parser = parse_not_negative, allow_negative_numbers = true)]
     pub weight_decay: Option<f32>,
     /// Largest global norm of the gradients
-    #[arg(long, value_name = "X", value_parser = parse_positive)]
+    #[arg(long, value_name = "X", value_parser = parse_positive, allow_negative_numbers = true)]
     pub clip_norm: Option<f32>,
     /// Batches whose gradients one step adds up
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -142,7 +142,7 @@ pub struct Train {
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
     /// Part of the samples to hold back; the adapter is stored only if it beats the base on them
-    #[arg(long, value_name = "X", value_parser = parse_fraction)]
+    #[arg(long, value_name = "X", value_parser = parse_fraction, allow_negative_numbers = true)]
     pub hold_back: Option<f32>,
     /// How the record stores values
     #[arg(long, default_value = "f16")]

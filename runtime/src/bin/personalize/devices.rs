@@ -1,7 +1,7 @@
 use std::fmt;
 
 use inlay_devices::backend::{Backend, DeviceError, DeviceInfo, DeviceKind};
-use inlay_devices::plain::Plain;
+use inlay_devices::cpu::CpuBackend;
 use inlay_devices::vulkan::{self, Choice, Vulkan, VulkanOptions};
 use serde::Serialize;
 
@@ -44,7 +44,8 @@ struct SelfTest {
 
 /// `personalize devices`.
 pub fn run(args: &Devices) -> Result<(), Failure> {
-    let mut listed = Listed { devices: vec![opened(Plain::default().info())], vulkan: None };
+    let threads = args.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let mut listed = Listed { devices: vec![opened(CpuBackend::new(threads)?.info())], vulkan: None };
     match vulkan::devices(false) {
         Ok(devices) => listed.devices.extend(devices.iter().map(tested)),
         Err(error) => listed.vulkan = Some(error.to_string()),
