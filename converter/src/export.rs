@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use inlay_format::metadata::FORMAT_KEY;
+
 use crate::canonicalize::canonicalize;
-use crate::error::{Result, io};
+use crate::error::{Error, Result, io};
 use crate::insert::insert;
 use crate::points::{candidates, select};
 use crate::quantize::{Quant, quantize};
 use crate::read::read;
-use crate::report::{PackedWeight, Report, Skipped, bytes};
+use crate::report::{PackedWeight, Report, Skipped, bytes, notes};
 use crate::verify::{MAX_VERIFIED_BYTES, smoke_test, verify};
 use crate::write::{DATA_FILE, MODEL_FILE, write_model, write_weights};
 
@@ -48,6 +50,10 @@ pub enum Stage {
 pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     progress(Stage::Read);
     let source = read(&options.model)?;
+    if source.metadata.contains_key(FORMAT_KEY) {
+        return Err(Error::Invalid("the model was written by converter export; export its source instead".into()));
+    }
+    expect_replaceable(&options.out)?;
     let canonical = canonicalize(&source)?;
     let all = candidates(&canonical);
     let chosen = select(&all, &options.targets)?;
@@ -81,6 +87,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         skipped: all.iter().filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
+        notes: notes(options.quant, &chosen),
     };
     write_model(&written, &points, "{}", folder.path())?;
     progress(Stage::Verify);
@@ -97,6 +104,18 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     report.model_bytes = write_model(&written, &points, &report.metadata(), folder.path())?;
     publish(folder, &options.out)?;
     Ok(report)
+}
+
+/// Only an earlier export may be replaced: another model in `out` may be the source itself.
+fn expect_replaceable(out: &Path) -> Result<()> {
+    let (model, data) = (out.join(MODEL_FILE), out.join(DATA_FILE));
+    let is_export = || read(&model).is_ok_and(|m| m.metadata.contains_key(FORMAT_KEY));
+    if (model.exists() || data.exists()) && !is_export() {
+        let path = if model.exists() { model } else { data };
+        let detail = "was not written by converter export and would be replaced; choose another --out".to_owned();
+        return Err(Error::NotExported { path, detail });
+    }
+    Ok(())
 }
 
 /// A folder beside `out`, so that moving it there is a rename; it vanishes if it is not moved.

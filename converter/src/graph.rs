@@ -86,6 +86,8 @@ pub struct Node {
     pub attributes: BTreeMap<String, Attribute>,
     /// The module that the dynamo exporter recorded for this node.
     pub scope: Option<String>,
+    /// Whether the exporter folded a BatchNormalization into this convolution.
+    pub folded_norm: bool,
 }
 
 /// The operator set that canonical graphs are written in.

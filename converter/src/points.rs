@@ -30,6 +30,8 @@ pub struct Candidate {
     pub d_out: usize,
     /// Kernel of a convolution.
     pub kernel: Vec<usize>,
+    /// Whether the exporter folded a BatchNormalization into the weight, by factors that the file does not tell.
+    pub folded_norm: bool,
     /// Why no adapter can be trained here.
     pub obstacle: Option<Obstacle>,
 }
@@ -80,9 +82,6 @@ pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     for node in &graph.nodes {
         let Some((weight, axis)) = frozen_weight(graph, &links, node) else { continue };
         let tensor = &graph.constants[weight];
-        if tensor.dtype != DType::F32 {
-            continue;
-        }
         let dims = tensor.dims();
         let (op, d_in, d_out, kernel) = match node.op_type.as_str() {
             "Conv" => (PointOp::Conv, dims[1], dims[0], dims[2..].to_vec()),
@@ -93,14 +92,19 @@ pub fn candidates(graph: &Graph) -> Vec<Candidate> {
             .chain((1..).map(|i| format!("{path}_{i}")))
             .find(|p| taken.insert(p.clone()))
             .expect("the suffixes are endless");
-        let obstacle = unsupported(node, &kernel).or_else(|| reach.obstacle(node));
-        let (node, weight) = (node.name.clone(), weight.to_owned());
-        found.push(Candidate { path, source, op, node, weight, d_in, d_out, kernel, obstacle });
+        let obstacle = unsupported(node, &kernel, tensor.dtype).or_else(|| reach.obstacle(node));
+        let (folded_norm, node, weight) = (node.folded_norm, node.name.clone(), weight.to_owned());
+        found.push(Candidate { path, source, op, node, weight, d_in, d_out, kernel, folded_norm, obstacle });
     }
     found
 }
 
-fn unsupported(node: &Node, kernel: &[usize]) -> Option<Obstacle> {
+fn unsupported(node: &Node, kernel: &[usize], dtype: DType) -> Option<Obstacle> {
+    let because =
+        |reason, way_out| Some(Obstacle { node: node.name.clone(), op_type: node.op_type.clone(), reason, way_out });
+    if dtype != DType::F32 {
+        return because(format!("its weight is {dtype:?}"), "export the model in float32");
+    }
     let group = node.int("group").unwrap_or(1);
     let dilated = node.ints("dilations").is_some_and(|d| d.iter().any(|&d| d != 1));
     let reason = if !node.is("Conv") {
@@ -115,7 +119,7 @@ fn unsupported(node: &Node, kernel: &[usize]) -> Option<Obstacle> {
         return None;
     };
     let way_out = "adapters are inserted at ungrouped, undilated convolutions; leave it out of --targets";
-    Some(Obstacle { node: node.name.clone(), op_type: node.op_type.clone(), reason, way_out })
+    because(reason, way_out)
 }
 
 /// From which values a gradient of some output can come back.

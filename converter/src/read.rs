@@ -213,6 +213,9 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
     let mut nodes = Vec::with_capacity(protos.len());
     for (i, n) in protos.into_iter().enumerate() {
         let domain = domain(&n.domain);
+        let (scope, folded_norm) = scope(&n);
+        // The TorchScript exporter gives such names to the weights that it computes.
+        let from_torchscript = n.op_type == "Conv" && n.input.iter().any(|i| i.starts_with("onnx::Conv_"));
         let mut name = if n.name.is_empty() { format!("{}_{i}", n.op_type) } else { n.name };
         // The format allows nodes to share a name; points refer to nodes by name, so ours do not.
         if !names.insert(name.clone()) {
@@ -231,21 +234,19 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
             inputs: n.input,
             outputs: n.output,
             attributes,
-            scope: scope(&n.metadata_props),
+            scope,
+            folded_norm: folded_norm || from_torchscript,
         });
     }
     Ok(nodes)
 }
 
-/// The module that the dynamo exporter recorded for a node. Where it folded a BatchNormalization into the convolution
-/// before it, it recorded the normalization, which is not the module that holds the weight.
-fn scope(metadata: &[proto::StringStringEntryProto]) -> Option<String> {
-    let innermost = |key: &str| metadata.iter().find(|e| e.key == key).and_then(|e| module(&e.value));
-    let class = innermost("pkg.torch.onnx.class_hierarchy");
-    if class.is_some_and(|c| c.contains("BatchNorm")) {
-        return None;
-    }
-    innermost("pkg.torch.onnx.name_scopes")
+/// The module that the dynamo exporter recorded for a node, and whether it folded a BatchNormalization into it. It then
+/// recorded the normalization, which is not the module that holds the weight.
+fn scope(node: &NodeProto) -> (Option<String>, bool) {
+    let innermost = |key: &str| node.metadata_props.iter().find(|e| e.key == key).and_then(|e| module(&e.value));
+    let is_norm = innermost("pkg.torch.onnx.class_hierarchy").is_some_and(|c| c.contains("BatchNorm"));
+    if is_norm && node.op_type == "Conv" { (None, true) } else { (innermost("pkg.torch.onnx.name_scopes"), false) }
 }
 
 /// The innermost module of a list of scopes like `['', 'encoder', 'encoder.query', 'linear']`, whose last entry is the

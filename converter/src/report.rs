@@ -35,6 +35,8 @@ pub struct Report {
     pub outputs: Vec<OutputReport>,
     /// Why the outputs were not compared, if so.
     pub not_verified: Option<String>,
+    /// What the user should know.
+    pub notes: Vec<String>,
 }
 
 /// A packed weight.
@@ -131,6 +133,28 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
+/// What the user should know about a base with these points.
+pub fn notes(quant: Quant, chosen: &[Candidate]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let folded: Vec<&str> = chosen.iter().filter(|c| c.folded_norm).map(|c| c.path.as_str()).collect();
+    if !folded.is_empty() {
+        notes.push(format!(
+            "the exporter folded BatchNormalization into {}: adapters made by PEFT on the PyTorch model do not carry over \
+             there exactly; to keep it apart export with optimize=False (dynamo), or training=TrainingMode.PRESERVE and \
+             do_constant_folding=False (TorchScript)",
+            folded.join(", ")
+        ));
+    }
+    if quant == Quant::Int8 {
+        notes.push(
+            "onnxruntime: use basic graph optimization, or session.qdq_matmulnbits_accuracy_level=1; its default \
+             quantizes activations too"
+                .to_owned(),
+        );
+    }
+    notes
+}
+
 impl Report {
     /// Bytes of the exported folder.
     pub fn bytes(&self) -> u64 {
@@ -148,6 +172,7 @@ impl Report {
             "skipped": self.skipped,
             "outputs": self.outputs,
             "not_verified": self.not_verified,
+            "notes": self.notes,
         }))
         .expect("the report has string keys and plain values")
     }
@@ -180,11 +205,8 @@ impl Report {
                 o.name, o.structure, o.max_abs, o.relative_l2, o.cosine
             );
         }
-        if self.quant == Quant::Int8 {
-            text.push_str(
-                "onnxruntime: use basic graph optimization, or session.qdq_matmulnbits_accuracy_level=1; \
-                 its default quantizes activations too\n",
-            );
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
         }
         text
     }
@@ -236,6 +258,7 @@ impl Report {
             bar("source", self.source_bytes),
             bar("exported", self.bytes()),
             self.not_verified.as_ref().map_or(String::new(), |w| format!("<p>Not verified: {}</p>", escape(w))),
+            self.notes.iter().map(|n| format!("<p>{}</p>\n", escape(n))).collect(),
             table("Outputs", &["output", "structure", "max error", "relative L2", "cosine"], outputs.collect()),
             table(
                 "Insertion points",

@@ -232,6 +232,19 @@ fn a_failed_export_leaves_the_folder_as_it_was() {
     assert_eq!(read(), before);
     assert!(run(args(&["--quant", "none"])).status.success());
     assert_ne!(read(), before);
+    let again = converter(&["export", out.join("model.onnx").to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(1));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary folder is left");
     assert_eq!(fs::read_dir(&out).unwrap().count(), 2);
+}
+
+#[test]
+fn a_model_that_is_no_export_is_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.onnx");
+    fs::copy(fixture("mlp_ts13.onnx"), &model).unwrap();
+    let output = converter(&["export", model.to_str().unwrap(), "--out", folder.path().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("choose another --out"));
+    assert_eq!(fs::read(&model).unwrap(), fs::read(fixture("mlp_ts13.onnx")).unwrap());
 }

@@ -129,6 +129,20 @@ fn the_attention_operator_is_refused_by_name() {
 }
 
 #[test]
+fn factors_of_folded_norms_are_kept_or_their_loss_is_said() {
+    for (name, factors, said) in
+        [("cnn_ts17_bn", 6, false), ("cnn_dyn21_unoptimized", 6, false), ("cnn_ts13", 0, true), ("cnn_dyn18", 0, true)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let report = export(&options(name, &out, Quant::None), &|_| ()).unwrap();
+        let base = inlay_runtime::Base::open(&out, inlay_runtime::Verify::Full).unwrap();
+        assert_eq!(base.points().iter().filter(|p| p.row_scale.is_some()).count(), factors, "{name}");
+        assert_eq!(report.notes.iter().any(|n| n.contains("folded BatchNormalization")), said, "{name}");
+    }
+}
+
+#[test]
 fn two_exports_are_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let files = ["a", "b"].map(|name| {
