@@ -65,14 +65,17 @@ pub fn attention(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
             probs.range(whole.start, tq * tk)
         };
         let mask = mask.map(|mask| &mask[b * p.mask[0] as usize + h * p.mask[1] as usize..]);
-        context.isa.run(|| {
-            for (t, row) in scores.chunks_exact_mut(tk).enumerate() {
-                if let Some(mask) = mask {
-                    add_mask(row, &mask[t * p.mask[2] as usize..], p.mask[3] as usize);
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for (t, row) in scores.chunks_exact_mut(tk).enumerate() {
+                    if let Some(mask) = mask {
+                        add_mask(row, &mask[t * p.mask[2] as usize..], p.mask[3] as usize);
+                    }
+                    softmax_row(row);
                 }
-                softmax_row(row);
-            }
-        });
+            },
+        );
         let output = Product {
             m: tq,
             n: dv,
@@ -138,11 +141,14 @@ pub fn attention_grad(context: &Context, params: &[u32], args: &mut Args<'_, f32
             };
             block(context.isa, &product, &Head::new(p.v, b, h).turned(v), 0..tq, 0..tk, scratch);
             let ds = ds.range(whole.start, tq * tk);
-            context.isa.run(|| {
-                for (y, dx) in probs.chunks_exact(tk).zip(ds.chunks_exact_mut(tk)) {
-                    softmax_grad_row(y, dx);
-                }
-            });
+            context.isa.run(
+                #[inline(always)]
+                || {
+                    for (y, dx) in probs.chunks_exact(tk).zip(ds.chunks_exact_mut(tk)) {
+                        softmax_grad_row(y, dx);
+                    }
+                },
+            );
             if let Some(grad_q) = &grad_q {
                 let product = Product {
                     m: tq,

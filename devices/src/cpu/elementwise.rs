@@ -25,44 +25,17 @@ pub fn unary(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
         UnaryOp::Affine => call.run(|x| a * x + b, |_| a),
         UnaryOp::Relu => call.run(|x| x.max(0.0), |x| if x > 0.0 { 1.0 } else { 0.0 }),
         UnaryOp::LeakyRelu => call.run(|x| if x < 0.0 { a * x } else { x }, |x| if x < 0.0 { a } else { 1.0 }),
-        UnaryOp::GeluErf => call.run(
-            |x| 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)),
-            |x| {
-                const INV_SQRT_TAU: f32 = 0.398_942_3;
-                let cdf = 0.5 * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
-                cdf + x * math::exp(-0.5 * x * x) * INV_SQRT_TAU
-            },
-        ),
-        UnaryOp::GeluTanh => call.run(
-            |x| 0.5 * x * (1.0 + math::tanh(gelu_inner(x))),
-            |x| {
-                let t = math::tanh(gelu_inner(x));
-                let inner = GELU_TANH_SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
-                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
-            },
-        ),
+        UnaryOp::GeluErf => call.run(math::gelu, math::gelu_slope),
+        UnaryOp::GeluTanh => call.run(math::gelu_tanh, math::gelu_tanh_slope),
         UnaryOp::Tanh => call.run(math::tanh, |x| 1.0 - math::tanh(x) * math::tanh(x)),
         UnaryOp::Sigmoid => call.run(math::sigmoid, |x| math::sigmoid(x) * (1.0 - math::sigmoid(x))),
-        UnaryOp::Silu => call.run(
-            |x| x * math::sigmoid(x),
-            |x| {
-                let s = math::sigmoid(x);
-                s * (1.0 + x * (1.0 - s))
-            },
-        ),
+        UnaryOp::Silu => call.run(|x| x * math::sigmoid(x), math::silu_slope),
         UnaryOp::Exp => call.run(math::exp, math::exp),
         UnaryOp::Sqrt => call.run(f32::sqrt, |x| 0.5 / x.sqrt()),
         UnaryOp::Reciprocal => call.run(|x| 1.0 / x, |x| -1.0 / (x * x)),
         UnaryOp::Erf => call.run(math::erf, |x| std::f32::consts::FRAC_2_SQRT_PI * math::exp(-x * x)),
         _ => call.run(|x| op.value(x, a, b), |x| op.slope(x, a, b)),
     }
-}
-
-const GELU_TANH_SCALE: f32 = 0.797_884_6;
-
-#[inline(always)]
-fn gelu_inner(x: f32) -> f32 {
-    GELU_TANH_SCALE * (x + 0.044_715 * x * x * x)
 }
 
 /// Operands of an elementwise function.
@@ -81,16 +54,19 @@ impl Map<'_> {
         context.pool.split([(y, CHUNK)], |task, [y], _| {
             let range = task * CHUNK..task * CHUNK + y.len();
             let x = &x[range.clone()];
-            context.isa.run(|| match (dy, accumulate) {
-                (None, false) => y.iter_mut().zip(x).for_each(|(y, &x)| *y = value(x)),
-                (None, true) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += value(x)),
-                (Some(dy), false) => {
-                    y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y = dy * slope(x));
-                }
-                (Some(dy), true) => {
-                    y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y += dy * slope(x));
-                }
-            });
+            context.isa.run(
+                #[inline(always)]
+                || match (dy, accumulate) {
+                    (None, false) => y.iter_mut().zip(x).for_each(|(y, &x)| *y = value(x)),
+                    (None, true) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += value(x)),
+                    (Some(dy), false) => {
+                        y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y = dy * slope(x));
+                    }
+                    (Some(dy), true) => {
+                        y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y += dy * slope(x));
+                    }
+                },
+            );
         });
     }
 }
@@ -133,30 +109,39 @@ impl Pairs<'_> {
         let pieces = Pieces::new(nest.inner(), CHUNK);
         let put = |y: &mut f32, value: f32| *y = if accumulate { *y + value } else { value };
         context.pool.split([(y, pieces.chunk())], |task, [y], _| {
-            context.isa.run(|| {
-                pieces.for_each(&nest, task, y.len(), |[at_a, at_b], range| {
-                    let y = &mut y[range];
-                    match nest.inner_strides() {
-                        [1, 1] => {
-                            let (a, b) = (&a[at_a..][..y.len()], &b[at_b..][..y.len()]);
-                            y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| put(y, f(a, b)));
-                        }
-                        [1, 0] => {
-                            let b = b[at_b];
-                            y.iter_mut().zip(&a[at_a..]).for_each(|(y, &a)| put(y, f(a, b)));
-                        }
-                        [0, 1] => {
-                            let a = a[at_a];
-                            y.iter_mut().zip(&b[at_b..]).for_each(|(y, &b)| put(y, f(a, b)));
-                        }
-                        [sa, sb] => {
-                            for (i, y) in y.iter_mut().enumerate() {
-                                put(y, f(a[at_a + i * sa], b[at_b + i * sb]));
+            context.isa.run(
+                #[inline(always)]
+                || {
+                    pieces.for_each(
+                        &nest,
+                        task,
+                        y.len(),
+                        #[inline(always)]
+                        |[at_a, at_b], range| {
+                            let y = &mut y[range];
+                            match nest.inner_strides() {
+                                [1, 1] => {
+                                    let (a, b) = (&a[at_a..][..y.len()], &b[at_b..][..y.len()]);
+                                    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| put(y, f(a, b)));
+                                }
+                                [1, 0] => {
+                                    let b = b[at_b];
+                                    y.iter_mut().zip(&a[at_a..]).for_each(|(y, &a)| put(y, f(a, b)));
+                                }
+                                [0, 1] => {
+                                    let a = a[at_a];
+                                    y.iter_mut().zip(&b[at_b..]).for_each(|(y, &b)| put(y, f(a, b)));
+                                }
+                                [sa, sb] => {
+                                    for (i, y) in y.iter_mut().enumerate() {
+                                        put(y, f(a[at_a + i * sa], b[at_b + i * sb]));
+                                    }
+                                }
                             }
-                        }
-                    }
-                });
-            });
+                        },
+                    );
+                },
+            );
         });
     }
 }
@@ -170,13 +155,19 @@ pub fn select(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let pieces = Pieces::new(nest.inner(), CHUNK);
     let accumulate = p.flags & ACCUMULATE != 0;
     context.pool.split([(y, pieces.chunk())], |task, [y], _| {
-        pieces.for_each(&nest, task, y.len(), |[at_cond, at_a, at_b], range| {
-            let [sc, sa, sb] = nest.inner_strides();
-            for (i, y) in y[range].iter_mut().enumerate() {
-                let value = if cond[at_cond + i * sc] != 0.0 { a[at_a + i * sa] } else { b[at_b + i * sb] };
-                *y = if accumulate { *y + value } else { value };
-            }
-        });
+        pieces.for_each(
+            &nest,
+            task,
+            y.len(),
+            #[inline(always)]
+            |[at_cond, at_a, at_b], range| {
+                let [sc, sa, sb] = nest.inner_strides();
+                for (i, y) in y[range].iter_mut().enumerate() {
+                    let value = if cond[at_cond + i * sc] != 0.0 { a[at_a + i * sa] } else { b[at_b + i * sb] };
+                    *y = if accumulate { *y + value } else { value };
+                }
+            },
+        );
     });
 }
 
@@ -185,7 +176,10 @@ pub fn grad_norm(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: GradsParams = from_words(params);
     let (grads, step, stats) = (&args.input(0)[..p.len as usize], args.input(1), args.output(2));
     // Partial sums per chunk, so that rounding does not grow with the number of gradients.
-    let sum = context.isa.run(|| grads.chunks(1024).map(|g| math::sum(g, |g| g * g)).fold(0.0, |a, b| a + b));
+    let sum = context.isa.run(
+        #[inline(always)]
+        || grads.chunks(1024).map(|g| math::sum(g, |g| g * g)).fold(0.0, |a, b| a + b),
+    );
     let (norm, max) = (sum.sqrt(), step[step::MAX_NORM]);
     let clip = max / (norm + 1e-6);
     stats[stats::GRAD_NORM] = norm;
@@ -203,14 +197,17 @@ pub fn adamw(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let outputs = [params, m, v].map(|y| (&mut y[..len], CHUNK));
     context.pool.split(outputs, |task, [params, m, v], _| {
         let grads = &grads[task * CHUNK..][..params.len()];
-        context.isa.run(|| {
-            for (((param, m), v), g) in params.iter_mut().zip(m).zip(v).zip(grads) {
-                let g = clip * g;
-                *m = p.beta1 * *m + (1.0 - p.beta1) * g;
-                *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
-                let denominator = (*v / correction2).sqrt() + p.eps;
-                *param = *param * decay - lr * (*m / correction1) / denominator;
-            }
-        });
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for (((param, m), v), g) in params.iter_mut().zip(m).zip(v).zip(grads) {
+                    let g = clip * g;
+                    *m = p.beta1 * *m + (1.0 - p.beta1) * g;
+                    *v = p.beta2 * *v + (1.0 - p.beta2) * g * g;
+                    let denominator = (*v / correction2).sqrt() + p.eps;
+                    *param = *param * decay - lr * (*m / correction1) / denominator;
+                }
+            },
+        );
     });
 }

@@ -57,8 +57,16 @@ pub struct Product<'a> {
 
 /// A right operand [k, n].
 pub trait Right: Sync {
-    /// Writes rows `k` and columns `n` as [k.len(), W] into `panel`, with zeros right of the last column.
-    fn pack<const W: usize>(&self, k: Range<usize>, n: Range<usize>, panel: &mut [f32]);
+    /// Writes rows `k` and columns `n` as [k.len(), W] into `panel`, with zeros right of the last column. W is N vectors.
+    ///
+    /// # Safety
+    /// - The CPU has the instructions of `V`.
+    unsafe fn pack<V: Vector, const N: usize, const W: usize>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panel: &mut [f32],
+    );
 
     /// The floats and the distance of their rows, if the operand lies in memory as [k, n] with contiguous rows.
     fn in_place(&self) -> Option<(&[f32], usize)> {
@@ -197,7 +205,9 @@ unsafe fn packed<V: Vector, B: Right, const N: usize, const W: usize>(
             let panel_of = |n: usize| (n - n0) * stretch;
             let stays = |n: usize| in_place.filter(|_| n + W <= ns.end);
             for n in (n0..n1).step_by(W).filter(|&n| stays(n).is_none()) {
-                b.pack::<W>(k0..k1, n..n1.min(n + W), &mut scratch[panel_of(n)..][..W * (k1 - k0)]);
+                let panel = &mut scratch[panel_of(n)..][..W * (k1 - k0)];
+                // SAFETY: the CPU has the instructions of `V` by contract.
+                unsafe { b.pack::<V, N, W>(k0..k1, n..n1.min(n + W), panel) };
             }
             for m0 in ms.clone().step_by(TILES * V::ROWS) {
                 let m1 = ms.end.min(m0 + TILES * V::ROWS);
@@ -321,7 +331,12 @@ pub struct Floats<'a> {
 
 impl Right for Floats<'_> {
     #[inline(always)]
-    fn pack<const W: usize>(&self, k: Range<usize>, n: Range<usize>, panel: &mut [f32]) {
+    unsafe fn pack<V: Vector, const N: usize, const W: usize>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panel: &mut [f32],
+    ) {
         let columns = n.len();
         if self.column == 1 {
             for (row, k) in panel.chunks_exact_mut(W).zip(k) {

@@ -7,6 +7,7 @@ use inlay_format::quant::Layout;
 use super::Context;
 use super::gemm::{Floats, Left, Output, Product, Right, gemm};
 use super::pool::Disjoint;
+use super::simd::Vector;
 use crate::kernels::{ACCUMULATE, Args, LinearParams, from_words};
 use crate::weight::WeightView;
 
@@ -74,79 +75,68 @@ struct Int8<'a> {
 
 impl Right for Int8<'_> {
     #[inline(always)]
-    fn pack<const W: usize>(&self, k: Range<usize>, n: Range<usize>, panel: &mut [f32]) {
-        let columns = n.len();
+    unsafe fn pack<V: Vector, const N: usize, const W: usize>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panel: &mut [f32],
+    ) {
         let mut column_scales = [1f32; W];
         if self.scaled == Axis::N {
-            column_scales[..columns].copy_from_slice(&self.scales[n.clone()]);
+            column_scales[..n.len()].copy_from_slice(&self.scales[n.clone()]);
         }
-        if columns < W {
-            panel.fill(0.0);
-        }
-        if self.across {
-            self.pack_across(k, n, panel, &column_scales);
-            return;
-        }
-        for (row, k) in panel.chunks_exact_mut(W).zip(k) {
-            let from = &self.data[k * self.stride + n.start..][..columns];
-            let scale = self.row_scale(k);
-            if columns == W {
-                decode::<W>(row, from, &column_scales, scale);
+        // Rows of int8, as they are to be in the panel.
+        let mut rows = [[0i8; W]; 8];
+        for (i, panel) in panel.chunks_mut(8 * W).enumerate() {
+            let k = k.start + 8 * i..k.end.min(k.start + 8 * (i + 1));
+            if self.across {
+                self.turn(k.clone(), n.clone(), &mut rows);
             } else {
-                for ((x, &q), s) in row.iter_mut().zip(from).zip(column_scales) {
-                    *x = f32::from(q) * (s * scale);
+                for (row, k) in rows.iter_mut().zip(k.clone()) {
+                    let from = &self.data[k * self.stride + n.start..][..n.len()];
+                    match <&[i8; W]>::try_from(from) {
+                        Ok(whole) => *row = *whole,
+                        Err(_) => row[..n.len()].copy_from_slice(from),
+                    }
                 }
             }
-        }
-    }
-}
-
-/// `row[j] = from[j] column_scales[j] scale`; one of the scales is 1.
-#[inline(always)]
-fn decode<const W: usize>(row: &mut [f32], from: &[i8], column_scales: &[f32; W], scale: f32) {
-    let row: &mut [f32; W] = row.try_into().expect("rows of a panel have W floats");
-    let from: &[i8; W] = from.try_into().expect("a whole row");
-    for j in 0..W {
-        row[j] = f32::from(from[j]) * (column_scales[j] * scale);
-    }
-}
-
-impl Int8<'_> {
-    #[inline(always)]
-    fn row_scale(&self, k: usize) -> f32 {
-        if self.scaled == Axis::K { self.scales[k] } else { 1.0 }
-    }
-
-    /// Packs blocks of 8 x 8 bytes, transposed.
-    #[inline(always)]
-    fn pack_across<const W: usize>(&self, k: Range<usize>, n: Range<usize>, panel: &mut [f32], scales: &[f32; W]) {
-        let (whole, columns) = (k.len() / 8 * 8, n.len() / 8 * 8);
-        for j in (0..columns).step_by(8) {
-            let scales: [f32; 8] = scales[j..j + 8].try_into().expect("8 of W");
-            for i in (0..whole).step_by(8) {
-                let mut block = [0u64; 8];
-                for (r, row) in block.iter_mut().enumerate() {
-                    let at = (n.start + j + r) * self.stride + k.start + i;
-                    let bytes: &[u8; 8] =
-                        bytemuck::cast_ref::<[i8; 8], _>(self.data[at..at + 8].try_into().expect("8 bytes"));
-                    *row = u64::from_le_bytes(*bytes);
-                }
-                transpose(&mut block);
-                for (r, row) in block.iter().enumerate() {
-                    let to: &mut [f32; 8] = (&mut panel[(i + r) * W + j..][..8]).try_into().expect("8 floats");
-                    let scale = self.row_scale(k.start + i + r);
-                    let bytes = row.to_le_bytes();
-                    for c in 0..8 {
-                        to[c] = f32::from(bytes[c].cast_signed()) * (scales[c] * scale);
+            for ((to, row), k) in panel.chunks_exact_mut(W).zip(&rows).zip(k) {
+                let row_scale = if self.scaled == Axis::K { Some(self.scales[k]) } else { None };
+                for v in 0..N {
+                    // SAFETY: the CPU has the instructions of `V` by contract; rows, scales and panel rows have N vectors.
+                    unsafe {
+                        let scale = match row_scale {
+                            Some(scale) => V::splat(scale),
+                            None => V::load(column_scales.as_ptr().add(v * V::LANES)),
+                        };
+                        let q = V::load_i8(row.as_ptr().add(v * V::LANES));
+                        V::splat(0.0).add_product(q, scale).store(to.as_mut_ptr().add(v * V::LANES));
                     }
                 }
             }
         }
-        for (j, n) in n.enumerate() {
-            let done = if j < columns { whole } else { 0 };
-            for i in done..k.len() {
-                let q = self.data[n * self.stride + k.start + i];
-                panel[i * W + j] = f32::from(q) * (scales[j] * self.row_scale(k.start + i));
+    }
+}
+
+impl Int8<'_> {
+    /// Rows `k`, at most 8, and columns `n` of an operand whose columns are contiguous.
+    #[inline(always)]
+    fn turn<const W: usize>(&self, k: Range<usize>, n: Range<usize>, rows: &mut [[i8; W]; 8]) {
+        let column = |n: usize| &self.data[n * self.stride + k.start..][..k.len()];
+        let whole = if k.len() == 8 { n.len() / 8 * 8 } else { 0 };
+        for j in (0..whole).step_by(8) {
+            let mut block: [u64; 8] = std::array::from_fn(|c| {
+                let bytes: &[u8; 8] = bytemuck::cast_slice(column(n.start + j + c)).try_into().expect("8 rows");
+                u64::from_le_bytes(*bytes)
+            });
+            transpose(&mut block);
+            for (row, bytes) in rows.iter_mut().zip(block) {
+                row[j..j + 8].copy_from_slice(&bytes.to_le_bytes().map(u8::cast_signed));
+            }
+        }
+        for j in whole..n.len() {
+            for (row, &q) in rows.iter_mut().zip(column(n.start + j)) {
+                row[j] = q;
             }
         }
     }
@@ -155,12 +145,19 @@ impl Int8<'_> {
 /// Transposes 8 x 8 bytes: byte c of row r becomes byte r of row c.
 #[inline(always)]
 fn transpose(rows: &mut [u64; 8]) {
-    for (distance, mask) in [(4, 0x0000_0000_ffff_ffff), (2, 0x0000_ffff_0000_ffff), (1, 0x00ff_00ff_00ff_00ffu64)] {
-        let bits = 8 * distance;
-        for r in (0..8).filter(|r| r & distance == 0) {
-            let swap = ((rows[r] >> bits) ^ rows[r + distance]) & mask;
-            rows[r + distance] ^= swap;
-            rows[r] ^= swap << bits;
+    exchange::<4>(rows, 0x0000_0000_ffff_ffff);
+    exchange::<2>(rows, 0x0000_ffff_0000_ffff);
+    exchange::<1>(rows, 0x00ff_00ff_00ff_00ff);
+}
+
+/// Exchanges the upper half of each 2 D bytes of a row with the lower half of those of the row D further on.
+#[inline(always)]
+fn exchange<const D: usize>(rows: &mut [u64; 8], mask: u64) {
+    for r in 0..8 {
+        if r & D == 0 {
+            let swap = ((rows[r] >> (8 * D)) ^ rows[r + D]) & mask;
+            rows[r + D] ^= swap;
+            rows[r] ^= swap << (8 * D);
         }
     }
 }
@@ -173,7 +170,12 @@ struct Any<'a> {
 }
 
 impl Right for Any<'_> {
-    fn pack<const W: usize>(&self, k: Range<usize>, n: Range<usize>, panel: &mut [f32]) {
+    unsafe fn pack<V: Vector, const N: usize, const W: usize>(
+        &self,
+        k: Range<usize>,
+        n: Range<usize>,
+        panel: &mut [f32],
+    ) {
         panel.fill(0.0);
         for (row, k) in panel.chunks_exact_mut(W).zip(k) {
             for (x, n) in row.iter_mut().zip(n.clone()) {

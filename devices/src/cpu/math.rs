@@ -61,6 +61,54 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// d/dx of `x sigmoid(x)`.
+#[inline(always)]
+pub fn silu_slope(x: f32) -> f32 {
+    let s = sigmoid(x);
+    s * (1.0 + x * (1.0 - s))
+}
+
+/// Distribution function of the standard normal distribution.
+#[inline(always)]
+fn normal(x: f32) -> f32 {
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// `x Phi(x)`.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    x * normal(x)
+}
+
+/// d/dx of [`gelu`].
+#[inline(always)]
+pub fn gelu_slope(x: f32) -> f32 {
+    const INV_SQRT_TAU: f32 = 0.398_942_3;
+    normal(x) + x * exp(-0.5 * x * x) * INV_SQRT_TAU
+}
+
+const GELU_TANH_SCALE: f32 = 0.797_884_6;
+
+/// The tanh of the approximation of [`gelu`].
+#[inline(always)]
+fn gelu_tanh_inner(x: f32) -> f32 {
+    tanh(GELU_TANH_SCALE * (x + 0.044_715 * x * x * x))
+}
+
+/// Approximation of [`gelu`] by tanh.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + gelu_tanh_inner(x))
+}
+
+/// d/dx of [`gelu_tanh`].
+#[inline(always)]
+pub fn gelu_tanh_slope(x: f32) -> f32 {
+    let t = gelu_tanh_inner(x);
+    let inner = GELU_TANH_SCALE * (1.0 + 3.0 * 0.044_715 * x * x);
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+}
+
 /// Sum in a fixed order, 16 partial sums at a time.
 #[inline(always)]
 pub fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {

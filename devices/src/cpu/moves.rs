@@ -88,24 +88,37 @@ pub fn reduce(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let per_element = strided::count(&p.reduced).max(1);
     let pieces = Pieces::new(kept.inner(), (CHUNK / per_element).max(64));
     context.pool.split([(y, pieces.chunk())], |task, [y], scratch| {
-        pieces.for_each(&kept, task, y.len(), |[at], range| {
-            let y = &mut y[range];
-            let [across] = kept.inner_strides();
-            for (block, y) in y.chunks_mut(SCRATCH_LEN).enumerate() {
-                let (sums, at) = (&mut scratch[..y.len()], at + block * SCRATCH_LEN * across);
-                context.isa.run(|| {
-                    sums.fill(op.start());
-                    reduced.for_rows(0..reduced.rows(), |_, [offset]| {
-                        let from = &x[at + offset..];
-                        reduce_row(op, sums, from, across, along, reduced.inner());
-                    });
-                    for (y, sum) in y.iter_mut().zip(&*sums) {
-                        let value = sum * p.scale;
-                        *y = if accumulate { *y + value } else { value };
-                    }
-                });
-            }
-        });
+        pieces.for_each(
+            &kept,
+            task,
+            y.len(),
+            #[inline(always)]
+            |[at], range| {
+                let y = &mut y[range];
+                let [across] = kept.inner_strides();
+                for (block, y) in y.chunks_mut(SCRATCH_LEN).enumerate() {
+                    let (sums, at) = (&mut scratch[..y.len()], at + block * SCRATCH_LEN * across);
+                    context.isa.run(
+                        #[inline(always)]
+                        || {
+                            sums.fill(op.start());
+                            reduced.for_rows(
+                                0..reduced.rows(),
+                                #[inline(always)]
+                                |_, [offset]| {
+                                    let from = &x[at + offset..];
+                                    reduce_row(op, sums, from, across, along, reduced.inner());
+                                },
+                            );
+                            for (y, sum) in y.iter_mut().zip(&*sums) {
+                                let value = sum * p.scale;
+                                *y = if accumulate { *y + value } else { value };
+                            }
+                        },
+                    );
+                }
+            },
+        );
     });
 }
 
@@ -143,20 +156,23 @@ pub fn gather_rows(context: &Context, params: &[u32], args: &mut Args<'_, f32>) 
     let (data, accumulate): (&[i8], bool) = (bytemuck::cast_slice(w.data), p.flags & ACCUMULATE != 0);
     let rows = (CHUNK / width).max(1);
     context.pool.split([(&mut y[..p.count as usize * width], rows * width)], |task, [y], _| {
-        context.isa.run(|| {
-            for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * rows..]) {
-                let Some(id) = usize::try_from(id).ok().filter(|&id| id < w.n) else {
-                    y.fill(f32::NAN);
-                    continue;
-                };
-                let (row, scale) = (&data[id * width..][..width], w.scales[id]);
-                if accumulate {
-                    y.iter_mut().zip(row).for_each(|(y, &q)| *y += f32::from(q) * scale);
-                } else {
-                    y.iter_mut().zip(row).for_each(|(y, &q)| *y = f32::from(q) * scale);
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for (y, &id) in y.chunks_exact_mut(width).zip(&ids[task * rows..]) {
+                    let Some(id) = usize::try_from(id).ok().filter(|&id| id < w.n) else {
+                        y.fill(f32::NAN);
+                        continue;
+                    };
+                    let (row, scale) = (&data[id * width..][..width], w.scales[id]);
+                    if accumulate {
+                        y.iter_mut().zip(row).for_each(|(y, &q)| *y += f32::from(q) * scale);
+                    } else {
+                        y.iter_mut().zip(row).for_each(|(y, &q)| *y = f32::from(q) * scale);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

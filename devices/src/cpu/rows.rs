@@ -57,7 +57,10 @@ pub fn softmax(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
         if let Some(x) = x {
             y.copy_from_slice(&x[task * chunk..][..y.len()]);
         }
-        context.isa.run(|| y.chunks_exact_mut(cols).for_each(softmax_row));
+        context.isa.run(
+            #[inline(always)]
+            || y.chunks_exact_mut(cols).for_each(softmax_row),
+        );
     });
 }
 
@@ -72,20 +75,23 @@ pub fn softmax_grad(context: &Context, params: &[u32], args: &mut Args<'_, f32>)
     let chunk = rows_per_task(cols) * cols;
     context.pool.split([(&mut dx[..p.rows as usize * cols], chunk)], |task, [dx], _| {
         let y = &y[task * chunk..][..dx.len()];
-        context.isa.run(|| match dy {
-            None => y.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)).for_each(|(y, dx)| softmax_grad_row(y, dx)),
-            Some(dy) => {
-                let dy = &dy[task * chunk..][..dx.len()];
-                let rows = y.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(dx.chunks_exact_mut(cols));
-                for ((y, dy), dx) in rows {
-                    let dot = math::sum2(y, dy, |y, dy| y * dy);
-                    for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
-                        let value = y * (dy - dot);
-                        *dx = if accumulate { *dx + value } else { value };
+        context.isa.run(
+            #[inline(always)]
+            || match dy {
+                None => y.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)).for_each(|(y, dx)| softmax_grad_row(y, dx)),
+                Some(dy) => {
+                    let dy = &dy[task * chunk..][..dx.len()];
+                    let rows = y.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(dx.chunks_exact_mut(cols));
+                    for ((y, dy), dx) in rows {
+                        let dot = math::sum2(y, dy, |y, dy| y * dy);
+                        for ((dx, y), dy) in dx.iter_mut().zip(y).zip(dy) {
+                            let value = y * (dy - dot);
+                            *dx = if accumulate { *dx + value } else { value };
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -102,21 +108,25 @@ pub fn layer_norm(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let outputs = [(&mut y[..rows * cols], per_task * cols), (&mut stats[..2 * rows], 2 * per_task)];
     context.pool.split(outputs, |task, [y, stats], _| {
         let x = &x[task * per_task * cols..][..y.len()];
-        context.isa.run(|| {
-            for ((x, y), stats) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).zip(stats.chunks_exact_mut(2)) {
-                let mean = math::sum(x, |x| x) / cols as f32;
-                let variance = math::sum(x, |x| (x - mean) * (x - mean)) / cols as f32;
-                let rstd = 1.0 / (variance + p.eps).sqrt();
-                stats.copy_from_slice(&[mean, rstd]);
-                y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * rstd);
-                if let Some(gamma) = gamma {
-                    y.iter_mut().zip(gamma).for_each(|(y, gamma)| *y *= gamma);
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for ((x, y), stats) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).zip(stats.chunks_exact_mut(2))
+                {
+                    let mean = math::sum(x, |x| x) / cols as f32;
+                    let variance = math::sum(x, |x| (x - mean) * (x - mean)) / cols as f32;
+                    let rstd = 1.0 / (variance + p.eps).sqrt();
+                    stats.copy_from_slice(&[mean, rstd]);
+                    y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * rstd);
+                    if let Some(gamma) = gamma {
+                        y.iter_mut().zip(gamma).for_each(|(y, gamma)| *y *= gamma);
+                    }
+                    if let Some(beta) = beta {
+                        y.iter_mut().zip(beta).for_each(|(y, beta)| *y += beta);
+                    }
                 }
-                if let Some(beta) = beta {
-                    y.iter_mut().zip(beta).for_each(|(y, beta)| *y += beta);
-                }
-            }
-        });
+            },
+        );
     });
 }
 
@@ -135,25 +145,28 @@ pub fn layer_norm_grad(context: &Context, params: &[u32], args: &mut Args<'_, f3
     let per_task = rows_per_task(cols);
     context.pool.split([(&mut dx[..rows * cols], per_task * cols)], |task, [dx], scratch| {
         let (first, scratch) = (task * per_task, &mut scratch[..cols]);
-        context.isa.run(|| {
-            for (r, dx) in dx.chunks_exact_mut(cols).enumerate() {
-                let at = (first + r) * cols;
-                let (x, dy) = (&x[at..][..cols], &dy[at..][..cols]);
-                let (mean, rstd) = (stats[2 * (first + r)], stats[2 * (first + r) + 1]);
-                let g = match gamma {
-                    Some(gamma) => {
-                        scratch.iter_mut().zip(dy).zip(gamma).for_each(|((g, dy), gamma)| *g = dy * gamma);
-                        &*scratch
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for (r, dx) in dx.chunks_exact_mut(cols).enumerate() {
+                    let at = (first + r) * cols;
+                    let (x, dy) = (&x[at..][..cols], &dy[at..][..cols]);
+                    let (mean, rstd) = (stats[2 * (first + r)], stats[2 * (first + r) + 1]);
+                    let g = match gamma {
+                        Some(gamma) => {
+                            scratch.iter_mut().zip(dy).zip(gamma).for_each(|((g, dy), gamma)| *g = dy * gamma);
+                            &*scratch
+                        }
+                        None => dy,
+                    };
+                    let sum = math::sum(g, |g| g) / cols as f32;
+                    let dot = math::sum2(g, x, |g, x| g * ((x - mean) * rstd)) / cols as f32;
+                    for ((dx, g), x) in dx.iter_mut().zip(g).zip(x) {
+                        let value = rstd * (g - sum - (x - mean) * rstd * dot);
+                        *dx = if accumulate { *dx + value } else { value };
                     }
-                    None => dy,
-                };
-                let sum = math::sum(g, |g| g) / cols as f32;
-                let dot = math::sum2(g, x, |g, x| g * ((x - mean) * rstd)) / cols as f32;
-                for ((dx, g), x) in dx.iter_mut().zip(g).zip(x) {
-                    let value = rstd * (g - sum - (x - mean) * rstd * dot);
-                    *dx = if accumulate { *dx + value } else { value };
                 }
-            }
-        });
+            },
+        );
     });
 }

@@ -46,7 +46,8 @@ impl Isa {
         }
     }
 
-    /// Runs `body` compiled for this instruction set: the compiler vectorizes the loops that it inlines.
+    /// Runs `body` compiled for this instruction set: the compiler vectorizes the loops that it inlines. Closures given
+    /// are `#[inline(always)]`, without which they would be compiled for the portable set.
     ///
     /// The set must be one of [`Isa::available`], as all are that a [`CpuBackend`](super::CpuBackend) uses.
     #[inline]
@@ -94,6 +95,11 @@ pub trait Vector: Copy {
     /// # Safety
     /// As `splat`; `LANES` floats are readable at `from`.
     unsafe fn load(from: *const f32) -> Self;
+    /// `LANES` int8 as floats.
+    ///
+    /// # Safety
+    /// As `splat`; `LANES` bytes are readable at `from`.
+    unsafe fn load_i8(from: *const i8) -> Self;
     /// # Safety
     /// As `splat`; `LANES` floats are writable at `to`.
     unsafe fn store(self, to: *mut f32);
@@ -124,6 +130,11 @@ impl Vector for Portable {
         Portable(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: readable by contract.
+        Portable(unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: writable by contract.
         unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
@@ -143,7 +154,7 @@ pub use neon::Neon as Portable;
 
 #[cfg(target_arch = "aarch64")]
 mod neon {
-    use std::arch::aarch64::{float32x4_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
+    use std::arch::aarch64::*;
 
     use super::Vector;
 
@@ -164,6 +175,14 @@ mod neon {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: readable by contract.
             Neon(unsafe { vld1q_f32(from) })
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: readable by contract; NEON is part of the target.
+            unsafe {
+                let bytes = vcreate_s8(u64::from(from.cast::<u32>().read_unaligned()));
+                Neon(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))))
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -206,6 +225,11 @@ mod x86 {
             Avx2(unsafe { _mm256_loadu_ps(from) })
         }
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: readable by contract.
+            Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: writable by contract.
             unsafe { _mm256_storeu_ps(to, self.0) }
@@ -234,6 +258,11 @@ mod x86 {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: readable by contract.
             Avx512(unsafe { _mm512_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            // SAFETY: readable by contract.
+            Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
