@@ -217,10 +217,13 @@ impl Base {
         assemble(Path::new(MODEL_FILE), onnx, verify, Checks::Exported, |_| Ok(Some(data)))
     }
 
-    /// A base from the bytes of an ONNX file as exporters write it, without the checks that an exported one passes.
+    /// A base from a file as PyTorch's exporters write it, without the checks that ours pass.
     #[cfg(test)]
-    pub(crate) fn from_onnx(onnx: Vec<u8>) -> Result<Self, LoadError> {
-        assemble(Path::new("test.onnx"), Arc::new(onnx), Verify::Graph, Checks::None, |_| Ok(None))
+    pub(crate) fn open_foreign(path: &Path) -> Result<Self, LoadError> {
+        let folder = path.parent().expect("a file has a folder").to_path_buf();
+        assemble(path, map_path(path)?, Verify::Graph, Checks::None, |location| {
+            map_path(&folder.join(location)).map(Some)
+        })
     }
 
     /// Inputs that data is fed to, adapters' parameters not among them.

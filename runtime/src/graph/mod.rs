@@ -1,6 +1,8 @@
 //! The typed graph of a base: nodes with their ops, values, constants as windows into the mapped file.
 
 mod attributes;
+#[cfg(test)]
+pub(crate) mod build;
 mod tensor;
 
 pub use attributes::Attributes;

@@ -16,7 +16,7 @@ mod dequantize;
 mod expand;
 mod gather;
 mod gemm;
-mod host;
+pub(crate) mod host;
 mod layer_norm;
 mod linear;
 mod matmul;

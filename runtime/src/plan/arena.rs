@@ -10,10 +10,26 @@ pub(crate) struct Lifetime {
     pub last: usize,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Gives every buffer memory of its own, to compare with.
+    pub(crate) static SEPARATE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Offsets of the buffers, and the length of the arena.
 ///
 /// Large buffers first, each at the lowest offset that is free during its life.
 pub(crate) fn place(lifetimes: &[Option<Lifetime>]) -> (Vec<usize>, usize) {
+    #[cfg(test)]
+    if SEPARATE.get() {
+        let mut total = 0;
+        let offsets = lifetimes.iter().map(|life| {
+            let at = total;
+            total += life.map_or(0, |life| aligned(life.len));
+            at
+        });
+        return (offsets.collect(), total);
+    }
     let mut order: Vec<usize> = (0..lifetimes.len()).filter(|&i| lifetimes[i].is_some()).collect();
     let life = |i: usize| lifetimes[i].expect("only those that live are in the order");
     order.sort_by_key(|&i| (std::cmp::Reverse(life(i).len), life(i).first, i));

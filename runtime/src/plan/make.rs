@@ -63,7 +63,7 @@ fn wanted_outputs(graph: &Graph, analysis: &Analysis, mode: &Mode<'_>) -> Result
     let Mode::Train { output, .. } = mode else { return Ok((0..graph.outputs().len()).collect()) };
     let found = graph.outputs().iter().position(|p| p.name == *output && p.dtype == DType::F32);
     match found {
-        Some(i) if matches!(analysis.values[analysis.outputs[i]].role, Role::Step) => Ok(vec![i]),
+        Some(i) if matches!(analysis.values[analysis.outputs[i]].role, Role::Step | Role::Parameter(_)) => Ok(vec![i]),
         _ => {
             let floats = graph.outputs().iter().filter(|p| p.dtype == DType::F32).map(|p| p.name.as_str());
             let known = floats.collect::<Vec<_>>().join(", ");
@@ -169,14 +169,9 @@ fn check_influence(
 ) -> Result<(), PlanError> {
     // Steps were pruned to those that the output needs, so a parameter in use has a way.
     let analysis = lowering.analysis;
-    let used = |index: usize| {
-        analysis
-            .steps
-            .iter()
-            .flat_map(|s| &s.inputs)
-            .flatten()
-            .any(|&i| matches!(analysis.values[i].role, Role::Parameter(p) if p == index))
-    };
+    let inputs = || analysis.steps.iter().flat_map(|s| &s.inputs).flatten().chain([&value]);
+    let used =
+        |index: usize| inputs().any(|&i| matches!(analysis.values[i].role, Role::Parameter(p) if p == index));
     for (i, parameter) in request.parameters.iter().enumerate() {
         if !used(i) || !lowering.needs[value] {
             return Err(PlanError::NoInfluence { name: parameter.name.clone(), output: output.to_owned() });
@@ -202,8 +197,12 @@ fn lower_loss(lowering: &mut Lowering<'_>, value: usize, loss: &dyn Loss) -> Res
     lowering.writes.push(Write { source: Source::Labels, destination });
     let prediction = lowering.contiguous(&view);
     super::contexts::add_gradient(lowering, &view, |lowering, gradient, accumulate| {
-        debug_assert!(!accumulate, "the loss is first");
-        loss.lower(&mut LossContext { lowering, prediction, labels, gradient: gradient.clone() });
+        // A parameter that is the prediction adds to its gradient; everything else starts with the loss.
+        let own = if accumulate { lowering.scratch(gradient.shape()) } else { gradient.clone() };
+        loss.lower(&mut LossContext { lowering, prediction, labels, gradient: own.clone() });
+        if accumulate {
+            lowering.copy(&own, gradient, true);
+        }
         Ok(())
     })
     .map_err(fail)?;
