@@ -217,6 +217,12 @@ impl Base {
         assemble(Path::new(MODEL_FILE), onnx, verify, Checks::Exported, |_| Ok(Some(data)))
     }
 
+    /// A base from the bytes of a file as exporters write it, without the checks that ours pass.
+    #[cfg(test)]
+    pub(crate) fn from_onnx(onnx: Vec<u8>) -> Result<Self, LoadError> {
+        assemble(Path::new("test.onnx"), Arc::new(onnx), Verify::Graph, Checks::None, |_| Ok(None))
+    }
+
     /// A base from a file as PyTorch's exporters write it, without the checks that ours pass.
     #[cfg(test)]
     pub(crate) fn open_foreign(path: &Path) -> Result<Self, LoadError> {
@@ -224,6 +230,28 @@ impl Base {
         assemble(path, map_path(path)?, Verify::Graph, Checks::None, |location| {
             map_path(&folder.join(location)).map(Some)
         })
+    }
+
+    /// The same, with initializers of these names as parameters.
+    #[cfg(test)]
+    pub(crate) fn open_trainable(path: &Path, names: impl Fn(&str) -> bool) -> Result<Self, LoadError> {
+        let onnx = map_path(path)?;
+        let mut model = onnx::read(onnx.bytes()).expect("the fixture is a model");
+        let parameters = model.graph.initializers.iter().filter(|t| names(&t.name) && t.dims.len() == 1);
+        let inputs: Vec<_> = parameters
+            .map(|t| onnx::ValueInfo {
+                name: t.name.clone(),
+                data_type: t.data_type,
+                shape: Some(t.dims.iter().map(|&d| Dim::Fixed(d)).collect()),
+            })
+            .collect();
+        model.graph.inputs.extend(inputs);
+        let constants = std::mem::take(&mut model.graph.initializers)
+            .into_iter()
+            .map(|t| constant(t, &onnx, None).expect("the fixture has no external data"))
+            .collect();
+        let graph = Graph::new(model, constants, &onnx)?;
+        Ok(Base(Arc::new(Opened { graph, points: Vec::new(), fingerprint: Fingerprint([0; 32]), report: None })))
     }
 
     /// Inputs that data is fed to, adapters' parameters not among them.

@@ -77,7 +77,7 @@ impl Op for Attention {
         let p = cx.saved(0);
         let [b, h, tq, tk] = [0, 1, 2, 3].map(|i| p.shape()[i]);
         let mut flags = 0;
-        let mut targets: [Option<(View, Option<(View, bool)>)>; 3] = [None, None, None];
+        let mut targets: [Option<Target>; 3] = [None, None, None];
         let bits = [
             (AttentionGradParams::DQ, AttentionGradParams::ACCUMULATE_DQ),
             (AttentionGradParams::DK, AttentionGradParams::ACCUMULATE_DK),
@@ -92,13 +92,13 @@ impl Op for Attention {
             let target = if input == 1 { target.permuted(&[0, 1, 3, 2]) } else { target };
             if is_rows(cx, &target) {
                 flags |= if accumulate { accumulates } else { 0 };
-                targets[input] = Some((target, None));
+                targets[input] = Some(Target { written: target, copied_to: None });
             } else {
-                let temporary = cx.scratch(target.shape());
-                targets[input] = Some((temporary, Some((target, accumulate))));
+                let written = cx.scratch(target.shape());
+                targets[input] = Some(Target { written, copied_to: Some((target, accumulate)) });
             }
         }
-        let grad = |i: usize| targets[i].as_ref().map(|(view, _)| view);
+        let grad = |i: usize| targets[i].as_ref().map(|target| &target.written);
         let grad_strides = |i: usize| grad(i).map_or([0; 3], written_strides);
         let ds = cx.scratch(p.shape());
         let params = AttentionGradParams {
@@ -130,9 +130,9 @@ impl Op for Attention {
             (&ds).into(),
         ];
         cx.call::<AttentionGrad>(&params, &operands);
-        for (from, to) in targets.into_iter().flatten() {
-            if let Some((target, accumulate)) = to {
-                cx.copy(&from, &target, accumulate);
+        for Target { written, copied_to } in targets.into_iter().flatten() {
+            if let Some((to, accumulate)) = copied_to {
+                cx.copy(&written, &to, accumulate);
             }
         }
         Ok(())
@@ -161,6 +161,12 @@ impl Op for Attention {
             Case::new("fully masked", attributes, masked),
         ]
     }
+}
+
+/// Where the kernel writes a gradient, and where it has to be copied when that is not its place, maybe adding.
+struct Target {
+    written: View,
+    copied_to: Option<(View, bool)>,
 }
 
 /// q, k and v as [B, H, T, ..] with contiguous rows.

@@ -104,7 +104,7 @@ fn range(node: &NodeView<'_>) -> Result<HostTensor, OpError> {
     let [start, limit, delta] = [node.value(0)?, node.value(1)?, node.value(2)?];
     if let [Some(&[start]), Some(&[limit]), Some(&[delta])] = [start.floats(), limit.floats(), delta.floats()] {
         let count = ((f64::from(limit) - f64::from(start)) / f64::from(delta)).ceil().max(0.0);
-        if !(count <= MAX_ELEMENTS as f64) {
+        if count.is_nan() || count > MAX_ELEMENTS as f64 {
             return Err(wrong(format!("{start}..{limit} by {delta}")));
         }
         let values: Vec<f32> = (0..count as usize).map(|i| start + i as f32 * delta).collect();

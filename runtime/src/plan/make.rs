@@ -170,8 +170,7 @@ fn check_influence(
     // Steps were pruned to those that the output needs, so a parameter in use has a way.
     let analysis = lowering.analysis;
     let inputs = || analysis.steps.iter().flat_map(|s| &s.inputs).flatten().chain([&value]);
-    let used =
-        |index: usize| inputs().any(|&i| matches!(analysis.values[i].role, Role::Parameter(p) if p == index));
+    let used = |index: usize| inputs().any(|&i| matches!(analysis.values[i].role, Role::Parameter(p) if p == index));
     for (i, parameter) in request.parameters.iter().enumerate() {
         if !used(i) || !lowering.needs[value] {
             return Err(PlanError::NoInfluence { name: parameter.name.clone(), output: output.to_owned() });

@@ -123,7 +123,7 @@ impl Built {
         self.feed(&plan, &mut plain, Some(&labels));
         plain.run(&[Segment::Forward, Segment::Backward]).unwrap();
         let gradients = plain.0.memory.floats(Region::Grads).to_vec();
-        let mut loss = |plain: &mut Plain<f64>| {
+        let loss = |plain: &mut Plain<f64>| {
             self.feed(&plan, plain, Some(&labels));
             plain.run(&[Segment::Forward]).unwrap();
             plain.output(&plan, 0).iter().zip(&weights).map(|(y, w)| y * f64::from(*w)).sum::<f64>()
@@ -144,7 +144,7 @@ impl Built {
             for (i, d) in differences.iter().enumerate() {
                 let g = gradients[slot.offset + i];
                 let error = (g - d).abs() / norm;
-                if !(error <= 1e-6) {
+                if error.is_nan() || error > 1e-6 {
                     return Err(format!("{} element {i}: gradient {g}, differences {d}", slot.name));
                 }
             }
@@ -203,15 +203,19 @@ fn the_device_computes_what_the_host_computes() {
             {
                 continue;
             }
-            let tys: Vec<_> =
-                types.iter().map(|t| t.map(|(dtype, x)| TensorType::new(dtype, x.shape()))).collect();
+            let tys: Vec<_> = types.iter().map(|t| t.map(|(dtype, x)| TensorType::new(dtype, x.shape()))).collect();
             let view = ops::NodeView {
                 attributes: &case.attributes,
                 inputs: types
                     .iter()
                     .zip(&tys)
                     .map(|(t, ty)| {
-                        t.zip(ty.as_ref()).map(|((_, x), ty)| ops::Input { ty, value: Some(x), frozen: None, zero: false })
+                        t.zip(ty.as_ref()).map(|((_, x), ty)| ops::Input {
+                            ty,
+                            value: Some(x),
+                            frozen: None,
+                            zero: false,
+                        })
                     })
                     .collect(),
                 outputs: case.outputs,
