@@ -78,8 +78,10 @@ pub struct Lowering<'a> {
     weight_ids: HashMap<(String, usize, Vec<usize>), usize>,
     const_ids: HashMap<Vec<u32>, BufferId>,
     ids: HashMap<(usize, usize), View>,
-    /// The buffer that holds the gradient of a buffer.
+    /// The buffer that holds the gradient of a buffer, and may be added to.
     gradients: HashMap<BufferId, BufferId>,
+    /// The buffer that held the complete gradient of a buffer, and has become that of another.
+    donated: HashMap<BufferId, BufferId>,
 }
 
 /// A size as kernels take it.
@@ -116,6 +118,7 @@ impl<'a> Lowering<'a> {
             const_ids: HashMap::new(),
             ids: HashMap::new(),
             gradients,
+            donated: HashMap::new(),
         }
     }
 
@@ -282,7 +285,8 @@ impl<'a> Lowering<'a> {
 
     /// The gradient of a view, when anything has been added to it.
     pub(crate) fn gradient(&self, view: &View) -> Option<View> {
-        self.gradients.get(&view.buffer).map(|&buffer| View { buffer, ..view.clone() })
+        let buffer = self.gradients.get(&view.buffer).or_else(|| self.donated.get(&view.buffer));
+        buffer.map(|&buffer| View { buffer, ..view.clone() })
     }
 
     /// Where to put a gradient, and whether to add to what is there.
@@ -301,17 +305,18 @@ impl<'a> Lowering<'a> {
         (View { buffer, ..view.clone() }, !covers)
     }
 
-    /// Lets the gradient of `from`, which nothing needs any more, become that of `to`, if nothing is there yet and
-    /// both are whole buffers of one shape.
+    /// Lets the gradient of `from`, which is complete, become that of `to`, if nothing is there yet and both are whole
+    /// buffers of one shape. A gradient goes to one other value only: what is added there must not show elsewhere.
     pub(crate) fn donate_gradient(&mut self, from: &View, to: &View) -> bool {
         let whole =
             |view: &View| view.offset == 0 && view.is_contiguous() && view.count() == self.buffers.get(view.buffer).len;
         if !whole(from) || !whole(to) || from.count() != to.count() || self.gradients.contains_key(&to.buffer) {
             return false;
         }
-        match self.gradients.get(&from.buffer) {
-            Some(&gradient) => {
+        match self.gradients.remove(&from.buffer) {
+            Some(gradient) => {
                 self.gradients.insert(to.buffer, gradient);
+                self.donated.insert(from.buffer, gradient);
                 true
             }
             None => false,
