@@ -57,13 +57,25 @@ impl Map<'_> {
             context.isa.run(
                 #[inline(always)]
                 || match (dy, accumulate) {
-                    (None, false) => y.iter_mut().zip(x).for_each(|(y, &x)| *y = value(x)),
-                    (None, true) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += value(x)),
+                    (None, false) => {
+                        for (y, &x) in y.iter_mut().zip(x) {
+                            *y = value(x);
+                        }
+                    }
+                    (None, true) => {
+                        for (y, &x) in y.iter_mut().zip(x) {
+                            *y += value(x);
+                        }
+                    }
                     (Some(dy), false) => {
-                        y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y = dy * slope(x));
+                        for ((y, &x), dy) in y.iter_mut().zip(x).zip(&dy[range]) {
+                            *y = dy * slope(x);
+                        }
                     }
                     (Some(dy), true) => {
-                        y.iter_mut().zip(x).zip(&dy[range]).for_each(|((y, &x), dy)| *y += dy * slope(x));
+                        for ((y, &x), dy) in y.iter_mut().zip(x).zip(&dy[range]) {
+                            *y += dy * slope(x);
+                        }
                     }
                 },
             );
@@ -122,15 +134,21 @@ impl Pairs<'_> {
                             match nest.inner_strides() {
                                 [1, 1] => {
                                     let (a, b) = (&a[at_a..][..y.len()], &b[at_b..][..y.len()]);
-                                    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| put(y, f(a, b)));
+                                    for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                                        put(y, f(a, b));
+                                    }
                                 }
                                 [1, 0] => {
                                     let b = b[at_b];
-                                    y.iter_mut().zip(&a[at_a..]).for_each(|(y, &a)| put(y, f(a, b)));
+                                    for (y, &a) in y.iter_mut().zip(&a[at_a..]) {
+                                        put(y, f(a, b));
+                                    }
                                 }
                                 [0, 1] => {
                                     let a = a[at_a];
-                                    y.iter_mut().zip(&b[at_b..]).for_each(|(y, &b)| put(y, f(a, b)));
+                                    for (y, &b) in y.iter_mut().zip(&b[at_b..]) {
+                                        put(y, f(a, b));
+                                    }
                                 }
                                 [sa, sb] => {
                                     for (i, y) in y.iter_mut().enumerate() {

@@ -46,8 +46,16 @@ pub fn copy(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
             let to = unsafe { dst.range(to, nest.inner()) };
             match from_step {
                 1 if !accumulate => to.copy_from_slice(&src[from..][..to.len()]),
-                1 => to.iter_mut().zip(&src[from..]).for_each(|(to, from)| *to += from),
-                _ => to.iter_mut().enumerate().for_each(|(i, to)| put(to, src[from + i * from_step])),
+                1 => {
+                    for (to, from) in to.iter_mut().zip(&src[from..]) {
+                        *to += from;
+                    }
+                }
+                _ => {
+                    for (i, to) in to.iter_mut().enumerate() {
+                        put(to, src[from + i * from_step]);
+                    }
+                }
             }
         });
     });
@@ -138,8 +146,16 @@ fn reduce_row(op: ReduceOp, sums: &mut [f32], x: &[f32], across: usize, along: u
     for j in 0..len {
         let x = &x[j * along..];
         match (op, across) {
-            (ReduceOp::Sum, 1) => sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x),
-            _ => sums.iter_mut().enumerate().for_each(|(i, sum)| *sum = op.add(*sum, x[i * across])),
+            (ReduceOp::Sum, 1) => {
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum += x;
+                }
+            }
+            _ => {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = op.add(*sum, x[i * across]);
+                }
+            }
         }
     }
 }
@@ -166,9 +182,13 @@ pub fn gather_rows(context: &Context, params: &[u32], args: &mut Args<'_, f32>) 
                     };
                     let (row, scale) = (&data[id * width..][..width], w.scales[id]);
                     if accumulate {
-                        y.iter_mut().zip(row).for_each(|(y, &q)| *y += f32::from(q) * scale);
+                        for (y, &q) in y.iter_mut().zip(row) {
+                            *y += f32::from(q) * scale;
+                        }
                     } else {
-                        y.iter_mut().zip(row).for_each(|(y, &q)| *y = f32::from(q) * scale);
+                        for (y, &q) in y.iter_mut().zip(row) {
+                            *y = f32::from(q) * scale;
+                        }
                     }
                 }
             },

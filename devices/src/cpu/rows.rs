@@ -13,9 +13,21 @@ fn rows_per_task(cols: usize) -> usize {
 #[inline(always)]
 pub fn add_mask(row: &mut [f32], mask: &[f32], stride: usize) {
     match stride {
-        0 => row.iter_mut().for_each(|x| *x += mask[0]),
-        1 => row.iter_mut().zip(mask).for_each(|(x, m)| *x += m),
-        _ => row.iter_mut().zip(mask.iter().step_by(stride)).for_each(|(x, m)| *x += m),
+        0 => {
+            for x in row.iter_mut() {
+                *x += mask[0];
+            }
+        }
+        1 => {
+            for (x, m) in row.iter_mut().zip(mask) {
+                *x += m;
+            }
+        }
+        _ => {
+            for (x, m) in row.iter_mut().zip(mask.iter().step_by(stride)) {
+                *x += m;
+            }
+        }
     }
 }
 
@@ -59,7 +71,11 @@ pub fn softmax(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
         }
         context.isa.run(
             #[inline(always)]
-            || y.chunks_exact_mut(cols).for_each(softmax_row),
+            || {
+                for row in y.chunks_exact_mut(cols) {
+                    softmax_row(row);
+                }
+            },
         );
     });
 }
@@ -78,7 +94,11 @@ pub fn softmax_grad(context: &Context, params: &[u32], args: &mut Args<'_, f32>)
         context.isa.run(
             #[inline(always)]
             || match dy {
-                None => y.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)).for_each(|(y, dx)| softmax_grad_row(y, dx)),
+                None => {
+                    for (y, dx) in y.chunks_exact(cols).zip(dx.chunks_exact_mut(cols)) {
+                        softmax_grad_row(y, dx);
+                    }
+                }
                 Some(dy) => {
                     let dy = &dy[task * chunk..][..dx.len()];
                     let rows = y.chunks_exact(cols).zip(dy.chunks_exact(cols)).zip(dx.chunks_exact_mut(cols));
@@ -117,12 +137,18 @@ pub fn layer_norm(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
                     let variance = math::sum(x, |x| (x - mean) * (x - mean)) / cols as f32;
                     let rstd = 1.0 / (variance + p.eps).sqrt();
                     stats.copy_from_slice(&[mean, rstd]);
-                    y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * rstd);
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = (x - mean) * rstd;
+                    }
                     if let Some(gamma) = gamma {
-                        y.iter_mut().zip(gamma).for_each(|(y, gamma)| *y *= gamma);
+                        for (y, gamma) in y.iter_mut().zip(gamma) {
+                            *y *= gamma;
+                        }
                     }
                     if let Some(beta) = beta {
-                        y.iter_mut().zip(beta).for_each(|(y, beta)| *y += beta);
+                        for (y, beta) in y.iter_mut().zip(beta) {
+                            *y += beta;
+                        }
                     }
                 }
             },
@@ -154,7 +180,9 @@ pub fn layer_norm_grad(context: &Context, params: &[u32], args: &mut Args<'_, f3
                     let (mean, rstd) = (stats[2 * (first + r)], stats[2 * (first + r) + 1]);
                     let g = match gamma {
                         Some(gamma) => {
-                            scratch.iter_mut().zip(dy).zip(gamma).for_each(|((g, dy), gamma)| *g = dy * gamma);
+                            for ((g, dy), gamma) in scratch.iter_mut().zip(dy).zip(gamma) {
+                                *g = dy * gamma;
+                            }
                             &*scratch
                         }
                         None => dy,
