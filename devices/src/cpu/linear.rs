@@ -125,10 +125,11 @@ impl Int8<'_> {
         let column = |n: usize| &self.data[n * self.stride + k.start..][..k.len()];
         let whole = if k.len() == 8 { n.len() / 8 * 8 } else { 0 };
         for j in (0..whole).step_by(8) {
-            let mut block: [u64; 8] = std::array::from_fn(|c| {
-                let bytes: &[u8; 8] = bytemuck::cast_slice(column(n.start + j + c)).try_into().expect("8 rows");
-                u64::from_le_bytes(*bytes)
-            });
+            let mut block = [0u64; 8];
+            for (c, block) in block.iter_mut().enumerate() {
+                let bytes: &[u8] = bytemuck::cast_slice(column(n.start + j + c));
+                *block = u64::from_le_bytes(bytes.try_into().expect("8 rows"));
+            }
             transpose(&mut block);
             for (row, bytes) in rows.iter_mut().zip(block) {
                 row[j..j + 8].copy_from_slice(&bytes.to_le_bytes().map(u8::cast_signed));

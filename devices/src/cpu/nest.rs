@@ -117,12 +117,16 @@ impl Pieces {
         let first = task * self.chunk;
         let rows = first / self.inner..(first + len).div_ceil(self.inner);
         let strides = nest.inner_strides();
-        nest.for_rows(rows, |row, mut at| {
-            let start = (row * self.inner).max(first);
-            let end = ((row + 1) * self.inner).min(first + len);
-            (0..N).for_each(|o| at[o] += (start - row * self.inner) * strides[o]);
-            visit(at, start - first..end - first);
-        });
+        nest.for_rows(
+            rows,
+            #[inline(always)]
+            |row, mut at| {
+                let start = (row * self.inner).max(first);
+                let end = ((row + 1) * self.inner).min(first + len);
+                (0..N).for_each(|o| at[o] += (start - row * self.inner) * strides[o]);
+                visit(at, start - first..end - first);
+            },
+        );
     }
 }
 
