@@ -1,8 +1,21 @@
 //! The converter of Inlay: a trained ONNX model in, a frozen quantized base with insertion points out.
 //!
-//! The modules, in the order in which a model passes through them. [`export::export`] is all of them in a row.
+//! [`export::export`] is the whole way, [`inspect::inspect`] looks and writes nothing. The modules, in the order in
+//! which a model passes through them:
+//!
+//! - [`read`]: an ONNX file becomes a [`graph`] of nodes and [`tensor`]s, with the messages of [`proto`];
+//! - [`bounds`]: numbers that size loops and allocations are checked;
+//! - [`types`]: types, shapes and constant folding, by tract on the graph without its weights;
+//! - [`canonicalize`]: the many spellings of exporters become one, of operators that [`support`] knows;
+//! - [`paths`] and [`points`]: module paths, and where adapters can be inserted;
+//! - [`insert`]: adapter branches as standard ONNX;
+//! - [`quantize`]: which weights are packed;
+//! - [`write`](mod@write): the exported files, with [`encode`];
+//! - [`verify`]: the exported files compared with the source, which the [`oracle`] runs on [`samples`];
+//! - [`report`]: what was done.
 #![deny(unsafe_code)]
 
+pub mod bounds;
 pub mod canonicalize;
 pub mod encode;
 pub mod error;

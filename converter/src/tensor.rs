@@ -215,7 +215,7 @@ impl Tensor {
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         let b = &self.source;
         Some(match self.dtype {
-            DType::I64 => read(b, |c| i64::from_le_bytes(c)),
+            DType::I64 => read(b, i64::from_le_bytes),
             DType::I32 => read(b, |c| i32::from_le_bytes(c).into()),
             DType::U32 => read(b, |c| u32::from_le_bytes(c).into()),
             DType::I16 => read(b, |c| i16::from_le_bytes(c).into()),
@@ -234,7 +234,7 @@ impl Tensor {
     fn decode(&self) -> Vec<f32> {
         let b = &self.source;
         match self.dtype {
-            DType::F32 => read(b, |c| f32::from_le_bytes(c)),
+            DType::F32 => read(b, f32::from_le_bytes),
             DType::F64 => read(b, |c| f64::from_le_bytes(c) as f32),
             DType::F16 => read(b, |c| f16::from_le_bytes(c).to_f32()),
             DType::BF16 => read(b, |c| bf16::from_le_bytes(c).to_f32()),
@@ -248,7 +248,7 @@ fn read<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T>
     bytes.chunks_exact(N).map(|c| value(c.try_into().expect("chunks_exact gives N bytes"))).collect()
 }
 
-fn apply(rewrite: &Rewrite, mut values: Vec<f32>, dims: &mut Vec<usize>) -> Vec<f32> {
+fn apply(rewrite: &Rewrite, mut values: Vec<f32>, dims: &mut [usize]) -> Vec<f32> {
     match rewrite {
         Rewrite::Transpose => {
             let (rows, columns) = (dims[0], dims[1]);

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::{Attribute, Graph, Links, Node};
 
 const FRAC_1_SQRT_2: f32 = std::f32::consts::FRAC_1_SQRT_2;
-const SQRT_2_OVER_PI: f32 = 0.797_884_56;
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 pub(super) fn run(graph: &mut Graph) -> Result<()> {

@@ -12,7 +12,7 @@ mod opset;
 use crate::error::Result;
 use crate::graph::{Graph, Node, OPSET};
 use crate::read::Model;
-use crate::{support, types};
+use crate::{bounds, support, types};
 
 /// One rewrite of the graph. What it computes stays the same; only the spelling changes.
 pub struct Pass {
@@ -66,6 +66,7 @@ pub fn inlined(model: &Model) -> Result<Graph> {
     for node in &graph.nodes {
         support::check_source(node)?;
     }
+    bounds::check(&graph)?;
     Ok(graph)
 }
 
