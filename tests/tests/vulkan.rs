@@ -1,0 +1,103 @@
+//! Golden runs through Vulkan, and what happens when Vulkan fails.
+//!
+//! The device is the one that `INLAY_VULKAN_DEVICE` names, by default lavapipe.
+
+use std::env;
+use std::fs;
+use std::process::{Command, Output};
+
+use conformance::golden::{self, Tolerances, Weights};
+use conformance::{binary, root};
+
+/// The device to test, or `None`, said aloud, where there is no Vulkan and none is required.
+fn device() -> Option<String> {
+    let name = env::var("INLAY_VULKAN_DEVICE").unwrap_or_else(|_| "llvmpipe".into());
+    let listed = Command::new(binary("personalize")).arg("devices").output().expect("personalize starts");
+    if String::from_utf8_lossy(&listed.stdout).contains(&name) {
+        return Some(format!("vulkan:{name}"));
+    }
+    assert!(env::var_os("INLAY_REQUIRE_VULKAN").is_none(), "no Vulkan device \"{name}\"; run `./dev setup`");
+    eprintln!("NOT TESTED: there is no Vulkan device \"{name}\" here; `./dev test` installs one");
+    None
+}
+
+macro_rules! goldens {
+    ($($name:ident $weights:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            if let Some(device) = device() {
+                let (run, _) = stringify!($name).rsplit_once('_').expect("names end in the weights");
+                golden::check(run, Weights::$weights, &device, Tolerances::VULKAN);
+            }
+        })*
+    };
+}
+
+goldens! {
+    mlp_f32 F32,
+    mlp_int8 Int8,
+    mlp_cosine_clip_int8 Int8,
+    mlp_sgd_f32 F32,
+    seq_mlp_mse_int8 Int8,
+    cnn_f32 F32,
+    cnn_int8 Int8,
+    encoder_f32 F32,
+    encoder_int8 Int8,
+}
+
+/// Trains the MLP golden for twelve steps; gives the output and the losses.
+fn train(arguments: &[&str], drivers: Option<&str>) -> (Output, Vec<f64>) {
+    let folder = root().join("tests/golden/mlp");
+    let scratch = tempfile::tempdir().expect("the system has a temporary folder");
+    let at = |name: &str| scratch.path().join(name);
+    let exported = Command::new(binary("converter"))
+        .arg("export")
+        .arg(folder.join("model.onnx"))
+        .arg("--out")
+        .arg(at("base"))
+        .output();
+    assert!(exported.expect("converter starts").status.success(), "export");
+    let mut command = Command::new(binary("personalize"));
+    command
+        .arg("train")
+        .arg("--base")
+        .arg(at("base"))
+        .arg("--data")
+        .arg(folder.join("data.npz"))
+        .arg("--store")
+        .arg(at("store"));
+    command.args(["--user", "u", "--steps", "12", "--batch-size", "8", "--json", "--seed", "3"]);
+    command.arg("--log").arg(at("log")).args(arguments);
+    if let Some(drivers) = drivers {
+        command.env("VK_DRIVER_FILES", drivers).env("VK_ICD_FILENAMES", drivers);
+    }
+    let output = command.output().expect("personalize starts");
+    let log = fs::read_to_string(at("log")).unwrap_or_default();
+    let losses = log.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("--log writes JSON");
+        line["loss"].as_f64().expect("a step has a loss")
+    });
+    (output, losses.collect())
+}
+
+#[test]
+fn a_fence_that_times_out_moves_the_run_to_the_cpu_without_losing_a_step() {
+    let Some(device) = device() else { return };
+    let (_, expected) = train(&["--device", "cpu"], None);
+    let (output, losses) = train(&["--device", &device, "--vulkan-timeout", "1ns"], None);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(errors.contains("1ns") && errors.contains("CPU"), "the change of device is said: {errors}");
+    assert_eq!(losses, expected, "every step, and each computed by the CPU");
+}
+
+#[test]
+fn without_a_driver_auto_takes_the_cpu_and_vulkan_is_an_error() {
+    let (output, losses) = train(&["--device", "auto"], Some("/nowhere/driver.json"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(losses.len(), 12);
+    let (output, losses) = train(&["--device", "vulkan"], Some("/nowhere/driver.json"));
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("--device cpu") && losses.is_empty(), "{errors}");
+}
