@@ -1,0 +1,78 @@
+//! How much memory a real model takes: MiniLM-L6, int8, beside its mapping.
+
+use std::path::Path;
+use std::process::Command;
+
+use conformance::{binary, setup_file};
+use inlay_runtime::{Base, Device, DeviceOptions, HostTensor, Session, SessionOptions, Verify};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+/// Opened, planned and predicting, everything but the mapped file.
+const LIMIT_MIB: f32 = 30.0;
+
+fn export(out: &Path) {
+    let source = setup_file("minilm/encoder.onnx");
+    let output = Command::new(binary("converter")).arg("export").arg(source).arg("--out").arg(out).output();
+    let output = output.expect("converter starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn inputs([batch, tokens]: [usize; 2]) -> [(&'static str, HostTensor); 3] {
+    let ints = |f: &dyn Fn(usize) -> i64| {
+        HostTensor::new([batch, tokens], (0..batch * tokens).map(f).collect::<Vec<i64>>())
+            .expect("one value an element")
+    };
+    [
+        ("input_ids", ints(&|i| 1000 + (i as i64 * 7919) % 20000)),
+        ("attention_mask", ints(&|i| i64::from(i % tokens < tokens - 5))),
+        ("token_type_ids", ints(&|_| 0)),
+    ]
+}
+
+#[test]
+fn minilm_is_opened_planned_and_predicts_within_30_mib() {
+    let folder = tempfile::tempdir().expect("the system has a temporary folder");
+    export(folder.path());
+    HEAP.reset_peak_usage();
+    let mut options = SessionOptions::default();
+    options.device = DeviceOptions { device: Device::Cpu, threads: Some(2), ..DeviceOptions::default() };
+    let base = Base::open(folder.path(), Verify::Full).expect("just exported");
+    let mut session = Session::new(base, options).expect("the CPU opens");
+    for shape in [[1, 32], [8, 64]] {
+        let inputs = inputs(shape);
+        let inputs = inputs.each_ref().map(|(name, values)| (*name, values));
+        let outputs = session.predict(&inputs).expect("the shape fits");
+        assert_eq!(outputs[0].1.shape(), [shape[0], shape[1], 384]);
+        let peak = HEAP.peak_usage_as_mb();
+        println!("{shape:?}: peak of the heap {peak:.1} MiB");
+        assert!(peak < LIMIT_MIB, "{shape:?}: peak of the heap {peak:.1} MiB");
+    }
+}
+
+/// `RLIMIT_DATA` counts what is allocated but not what is mapped from a file.
+#[test]
+fn minilm_predicts_within_64_mib_of_data() {
+    let folder = tempfile::tempdir().expect("the system has a temporary folder");
+    export(folder.path());
+    for shape in [["1", "32"], ["8", "64"]] {
+        let mut command = Command::new("prlimit");
+        command.arg("--data=67108864").arg(binary("personalize")).arg("predict");
+        let data = folder.path().join("data.npz");
+        let [batch, tokens] = shape.map(|n| n.parse().expect("a number"));
+        let arrays = inputs([batch, tokens]);
+        inlay_runtime::npz::write(&data, arrays.iter().map(|(name, x)| (*name, x))).expect("the folder is writable");
+        command
+            .arg("--base")
+            .arg(folder.path())
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(folder.path().join("out.npz"));
+        command.args(["--batch-size", shape[0], "--device", "cpu", "--threads", "2"]);
+        let output = command.output().expect("prlimit (util-linux) starts");
+        assert!(output.status.success(), "{shape:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
