@@ -423,7 +423,7 @@ fn data_file(
     model: &Model,
     open: impl FnOnce(&str) -> Result<Option<Arc<dyn Mapping>>, LoadError>,
 ) -> Result<Option<Arc<dyn Mapping>>, LoadError> {
-    let mut file: Option<&str> = None;
+    let mut file: Option<(&str, &str)> = None;
     for tensor in &model.graph.initializers {
         let TensorData::External { location, .. } = &tensor.data else { continue };
         let fail = |source| LoadError::Tensor { tensor: tensor.name.clone(), source };
@@ -434,13 +434,16 @@ fn data_file(
             return Err(fail(TensorError::Location { location: location.clone() }));
         }
         match file {
-            Some(first) if first != location => {
+            Some((first, _)) if first != location => {
                 return Err(fail(TensorError::SecondFile { location: location.clone() }));
             }
-            _ => file = Some(location),
+            _ => file = Some((location, &tensor.name)),
         }
     }
-    file.map_or(Ok(None), open)
+    let Some((location, tensor)) = file else { return Ok(None) };
+    let no_data = TensorError::NoData { location: location.to_owned() };
+    let data = open(location)?.ok_or_else(|| LoadError::Tensor { tensor: tensor.to_owned(), source: no_data })?;
+    Ok(Some(data))
 }
 
 /// Checks everything that the metadata says about the `.onnx` file itself.
@@ -470,3 +473,6 @@ fn check_exported(path: &Path, model: &Model, bytes: &[u8]) -> Result<(Vec<Point
     })?;
     Ok((list, fingerprint))
 }
+
+#[cfg(test)]
+mod tests;

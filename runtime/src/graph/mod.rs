@@ -20,12 +20,12 @@ use crate::ops::{self, Op};
 /// The operator set that exported files use.
 pub const OPSET: i64 = 21;
 
-/// A value of a [`Graph`], by its position in [`Graph::values`].
+/// A value of a [`Graph`], by its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(u32);
 
 impl ValueId {
-    /// Position in [`Graph::values`].
+    /// Position among the graph's values.
     pub fn index(self) -> usize {
         self.0 as usize
     }

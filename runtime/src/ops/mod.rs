@@ -1,8 +1,8 @@
-//! Operators: one file an op or a tight family, [`ALL`] lists them.
+//! Operators: one file an op or a tight family, `ALL` lists them.
 //!
 //! An op is lowering, not arithmetic: a shape rule, the kernels of its forward pass, the kernels of its backward
 //! pass, and sample cases. Ops on shapes, masks and ids also have a host evaluation. Ops of the domain
-//! [`INLAY`] are in no file: the plan makes them when it fuses others.
+//! `INLAY` are in no file: the plan makes them when it fuses others.
 
 mod attention;
 mod batch_norm;

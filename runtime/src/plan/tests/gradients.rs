@@ -270,6 +270,27 @@ fn values_used_twice_get_both_gradients() {
     built.check().unwrap();
 }
 
+/// `x + g(x)` with either order of the operands: what the branch adds to x must not show in the branch.
+#[test]
+fn residual_branches_do_not_share_their_gradients() {
+    for swapped in [false, true] {
+        let mut g = Build::default();
+        let p = g.parameter("p", &[3, 4]);
+        let x = g.node(&ops::SCALE, Attributes::default().with_float("factor", 0.7), vec![Some(p)], 1)[0];
+        let h = g.node(op("Sigmoid"), Attributes::default(), vec![Some(x)], 1)[0];
+        let h = g.node(op("Softmax"), Attributes::default(), vec![Some(h)], 1)[0];
+        let pair = if swapped { vec![Some(h), Some(x)] } else { vec![Some(x), Some(h)] };
+        let y = g.node(op("Add"), Attributes::default(), pair, 1)[0];
+        let built = Built {
+            graph: g.finish(&[(y, DType::F32)]),
+            bindings: vec![Binding { name: "p".into(), shape: vec![3, 4], scale: 1.0 }],
+            parameters: vec![sample::floats(3, 12)],
+            fed: vec![],
+        };
+        built.check().unwrap();
+    }
+}
+
 /// Fusion of a linear with its bias and LoRA branch, in both spellings, at several ranks.
 #[test]
 fn lora_branches_are_fused_scaled_and_pruned() {
