@@ -8,12 +8,14 @@ use std::process::{Command, Output};
 
 use conformance::golden::{self, Tolerances, Weights};
 use conformance::{binary, root};
+use inlay_devices::backend::DeviceKind;
+use inlay_devices::vulkan;
 
 /// The device to test, or `None`, said aloud, where there is no Vulkan and none is required.
 fn device() -> Option<String> {
     let name = env::var("INLAY_VULKAN_DEVICE").unwrap_or_else(|_| "llvmpipe".into());
-    let listed = Command::new(binary("personalize")).arg("devices").output().expect("personalize starts");
-    if String::from_utf8_lossy(&listed.stdout).contains(&name) {
+    let listed = vulkan::devices(false).unwrap_or_default();
+    if listed.iter().any(|device| device.name.contains(&name)) {
         return Some(format!("vulkan:{name}"));
     }
     assert!(env::var_os("INLAY_REQUIRE_VULKAN").is_none(), "no Vulkan device \"{name}\"; run `./dev setup`");
@@ -100,4 +102,16 @@ fn without_a_driver_auto_takes_the_cpu_and_vulkan_is_an_error() {
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("--device cpu") && losses.is_empty(), "{errors}");
+}
+
+#[test]
+fn auto_never_takes_a_device_that_is_a_cpu() {
+    if vulkan::devices(false).unwrap_or_default().iter().any(|device| device.kind == DeviceKind::VulkanGpu) {
+        eprintln!("NOT TESTED: there is a real GPU here");
+        return;
+    }
+    let (output, losses) = train(&["--device", "auto"], None);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("--json prints JSON");
+    assert!(summary["device"].as_str().expect("a name").starts_with("CPU"), "{summary}");
+    assert_eq!(losses.len(), 12);
 }

@@ -77,7 +77,7 @@ fn opened(info: &DeviceInfo) -> Opened {
     Opened {
         kind: match info.kind {
             DeviceKind::VulkanGpu => "vulkan gpu",
-            DeviceKind::VulkanCpu => "vulkan on the cpu (only when asked for)",
+            DeviceKind::VulkanCpu => "vulkan cpu",
             _ => "cpu",
         },
         name: info.name.clone(),
