@@ -1,6 +1,6 @@
 //! The CPU backend.
 //!
-//! [`BODIES`] lists the kernels that have a fast body here; the others run the plain one. Work is cut into tasks by the
+//! `BODIES` lists the kernels that have a fast body here; the others run the plain one. Work is cut into tasks by the
 //! shapes of a call alone and every sum has a fixed order, so that the number of threads changes no bit of a result.
 
 mod attention;

@@ -1,6 +1,6 @@
 //! Adapters: small trainable changes to a frozen base.
 //!
-//! One file a kind; [`KINDS`] lists them. A kind says which parameters it has at an insertion point, how they start
+//! One file a kind; `KINDS` lists them. A kind says which parameters it has at an insertion point, how they start
 //! and how they are fed; the record stores them without knowing what they mean.
 
 mod lora;

@@ -1,4 +1,4 @@
-//! Losses: one file each; [`ALL`] lists them.
+//! Losses: one file each; `ALL` lists them.
 
 mod cross_entropy;
 mod mse;

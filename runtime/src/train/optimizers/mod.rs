@@ -1,4 +1,4 @@
-//! Optimizers: one file each; [`ALL`] lists them.
+//! Optimizers: one file each; `ALL` lists them.
 
 mod adamw;
 mod sgd;
