@@ -6,7 +6,7 @@ use std::process::Command;
 
 use inlay_runtime::{
     Adapter, AdapterOptions, AdapterStore, Base, Dataset, Device, DeviceOptions, Dtype, Session, SessionOptions,
-    TrainOptions, Trainer, Verify,
+    StoreError, TrainOptions, Trainer, Verify,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -233,6 +233,13 @@ fn calibrate(
 
     let record = trained.adapter.to_record(Dtype::F16)?;
     AdapterStore::open(store(&options.out, accepted))?.save(&user(person), &record)?;
+    // An earlier run may have judged otherwise.
+    if let Ok(stale) = AdapterStore::open_existing(store(&options.out, !accepted)) {
+        match stale.delete(&user(person)) {
+            Ok(()) | Err(StoreError::NoAdapter { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(Calibrated { accepted, bytes: record.len() as u64, steps: fold.steps, ms_per_step: trained.ms_per_step, device })
 }
 
