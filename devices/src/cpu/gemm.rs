@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use super::Context;
 use super::pool::Disjoint;
+#[cfg(test)]
+use super::simd::Wide;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Isa, Portable, Vector};
@@ -78,6 +80,8 @@ pub trait Right: Sync {
 fn grid(isa: Isa, batches: usize, [m, n, k]: [usize; 3]) -> [usize; 2] {
     let [rows, lanes] = match isa {
         Isa::Portable => [Portable::ROWS, Portable::LANES],
+        #[cfg(test)]
+        Isa::Wide => [Wide::ROWS, Wide::LANES],
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => [Avx2::ROWS, Avx2::LANES],
         #[cfg(target_arch = "x86_64")]
@@ -133,6 +137,8 @@ pub unsafe fn block<B: Right>(isa: Isa, p: &Product, b: &B, m: Range<usize>, n: 
     unsafe {
         match isa {
             Isa::Portable => sized::<Portable, B>(p, b, m, n, scratch),
+            #[cfg(test)]
+            Isa::Wide => sized::<Wide, B>(p, b, m, n, scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2(p, b, m, n, scratch),
             #[cfg(target_arch = "x86_64")]

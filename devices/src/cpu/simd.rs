@@ -5,6 +5,9 @@
 pub enum Isa {
     /// What the target always has.
     Portable,
+    /// The shape of AVX-512 in arrays, so that its tiles are tested on any CPU.
+    #[cfg(test)]
+    Wide,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -17,7 +20,11 @@ impl Isa {
     /// Every instruction set that this CPU has, the fastest last.
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut, reason = "other targets have one")]
-        let mut available = vec![Isa::Portable];
+        let mut available = vec![
+            #[cfg(test)]
+            Isa::Wide,
+            Isa::Portable,
+        ];
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             available.push(Isa::Avx2);
@@ -35,6 +42,8 @@ impl Isa {
     /// Name for people.
     pub fn name(self) -> &'static str {
         match self {
+            #[cfg(test)]
+            Isa::Wide => "wide arrays",
             #[cfg(target_arch = "aarch64")]
             Isa::Portable => "NEON",
             #[cfg(not(target_arch = "aarch64"))]
@@ -54,6 +63,8 @@ impl Isa {
     pub fn run<R>(self, body: impl FnOnce() -> R) -> R {
         match self {
             Isa::Portable => body(),
+            #[cfg(test)]
+            Isa::Wide => body(),
             // SAFETY: only made by `available`, which found the features on this CPU.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(body) },
@@ -110,44 +121,52 @@ pub trait Vector: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// Vector of the portable instruction set: an array that the compiler maps to the target's registers.
-#[cfg(not(target_arch = "aarch64"))]
+/// A vector as an array, which the compiler maps to the target's registers, with tiles of `R` rows.
+#[cfg(any(test, not(target_arch = "aarch64")))]
 #[derive(Clone, Copy)]
-pub struct Portable([f32; 4]);
+pub struct Array<const L: usize, const R: usize>([f32; L]);
 
-#[cfg(not(target_arch = "aarch64"))]
-impl Vector for Portable {
-    const LANES: usize = 4;
-    const ROWS: usize = 4;
+#[cfg(any(test, not(target_arch = "aarch64")))]
+impl<const L: usize, const R: usize> Vector for Array<L, R> {
+    const LANES: usize = L;
+    const ROWS: usize = R;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Portable([x; 4])
+        Array([x; L])
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: readable by contract.
-        Portable(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+        Array(unsafe { from.cast::<[f32; L]>().read_unaligned() })
     }
     #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self {
         // SAFETY: readable by contract.
-        Portable(unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from))
+        Array(unsafe { from.cast::<[i8; L]>().read_unaligned() }.map(f32::from))
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: writable by contract.
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+        unsafe { to.cast::<[f32; L]>().write_unaligned(self.0) }
     }
     #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         let mut sum = self;
-        for i in 0..4 {
+        for i in 0..L {
             sum.0[i] += a.0[i] * b.0[i];
         }
         sum
     }
 }
+
+/// Vector of the portable instruction set.
+#[cfg(not(target_arch = "aarch64"))]
+pub type Portable = Array<4, 4>;
+
+/// See [`Isa::Wide`].
+#[cfg(test)]
+pub type Wide = Array<16, 12>;
 
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon as Portable;
