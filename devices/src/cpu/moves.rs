@@ -6,8 +6,8 @@ use super::nest::{Nest, Pieces};
 use super::pool::{Disjoint, SCRATCH_LEN};
 use super::{CHUNK, Context, math};
 use crate::kernels::{
-    ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams,
-    MAX_BINDINGS, Pool, PoolGrad, PoolParams, ReduceOp, ReduceParams, from_words, strided,
+    ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams, Pool,
+    PoolGrad, PoolParams, ReduceOp, ReduceParams, from_words, strided,
 };
 
 /// Side of the square blocks of a transposition: 16 cache lines each way.
@@ -199,50 +199,51 @@ pub fn gather_rows(context: &Context, params: &[u32], args: &mut Args<'_, f32>) 
 /// Body of `im2col`.
 pub fn im2col(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: Im2colParams = from_words(params);
-    by_part::<Im2col, 1>(context, p.batch, |batch| Im2colParams { batch, ..p }, args);
+    let of = |batch| Im2colParams { batch, ..p };
+    by_part::<Im2col, 1>(context, p.batch, of, ([of(1).x_len()], of(1).cols_len()), args);
 }
 
 /// Body of `col2im`.
 pub fn col2im(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: Im2colParams = from_words(params);
-    by_part::<Col2im, 1>(context, p.batch, |batch| Im2colParams { batch, ..p }, args);
+    let of = |batch| Im2colParams { batch, ..p };
+    by_part::<Col2im, 1>(context, p.batch, of, ([of(1).cols_len()], of(1).x_len()), args);
 }
 
 /// Body of `pool`.
 pub fn pool(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: PoolParams = from_words(params);
-    by_part::<Pool, 1>(context, p.planes, |planes| PoolParams { planes, ..p }, args);
+    let of = |planes| PoolParams { planes, ..p };
+    by_part::<Pool, 1>(context, p.planes, of, ([of(1).x_len()], of(1).y_len()), args);
 }
 
 /// Body of `pool_grad`.
 pub fn pool_grad(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: PoolParams = from_words(params);
-    by_part::<PoolGrad, 2>(context, p.planes, |planes| PoolParams { planes, ..p }, args);
+    let of = |planes| PoolParams { planes, ..p };
+    by_part::<PoolGrad, 2>(context, p.planes, of, ([of(1).x_len(), of(1).y_len()], of(1).x_len()), args);
 }
 
 /// Runs the plain body on some of `count` independent parts at a time: images, or planes. `of` gives the parameters of a
-/// number of parts. The `N` inputs and then the one output hold the parts one after the other.
+/// number of parts; `lens` are the elements of one part in the `N` inputs and in the output, which comes after them.
 fn by_part<C: Contract, const N: usize>(
     context: &Context,
     count: u32,
     of: impl Fn(u32) -> C::Params + Sync,
+    (input_lens, len): ([usize; N], usize),
     args: &mut Args<'_, f32>,
 ) {
-    let lens: [usize; MAX_BINDINGS] = {
-        let mut lens = C::lens(&of(1)).into_iter();
-        std::array::from_fn(|_| lens.next().unwrap_or(0))
-    };
     let inputs: [Option<&[f32]>; N] = std::array::from_fn(|i| args.optional_input(i));
     let y = args.output(N);
-    if lens[N] == 0 {
+    if len == 0 {
         return;
     }
-    let parts = (CHUNK / lens[N]).max(1);
-    context.pool.split([(&mut y[..count as usize * lens[N]], parts * lens[N])], |task, [y], _| {
-        let here = y.len() / lens[N];
+    let parts = (CHUNK / len).max(1);
+    context.pool.split([(&mut y[..count as usize * len], parts * len)], |task, [y], _| {
+        let here = y.len() / len;
         let inputs = inputs
             .iter()
-            .zip(lens)
+            .zip(input_lens)
             .map(|(x, len)| x.map_or(Arg::Absent, |x| Arg::In(&x[task * parts * len..][..here * len])));
         C::plain(&of(here as u32), &mut Args::new(inputs.chain([Arg::Out(y)])));
     });

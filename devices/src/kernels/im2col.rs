@@ -47,11 +47,13 @@ pub struct Im2colParams {
 }
 
 impl Im2colParams {
-    fn x_len(&self) -> usize {
+    /// Elements of x.
+    pub fn x_len(&self) -> usize {
         count(&[self.batch, self.channels, self.h, self.w])
     }
 
-    fn cols_len(&self) -> usize {
+    /// Elements of cols.
+    pub fn cols_len(&self) -> usize {
         count(&[self.batch, self.out_h, self.out_w, self.channels, self.kernel_h, self.kernel_w])
     }
 

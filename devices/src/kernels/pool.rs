@@ -68,11 +68,13 @@ impl PoolParams {
     /// The mean divides by padding too.
     pub const COUNT_INCLUDE_PAD: u32 = 2;
 
-    fn x_len(&self) -> usize {
+    /// Elements of x.
+    pub fn x_len(&self) -> usize {
         count(&[self.planes, self.h, self.w])
     }
 
-    fn y_len(&self) -> usize {
+    /// Elements of y.
+    pub fn y_len(&self) -> usize {
         count(&[self.planes, self.out_h, self.out_w])
     }
 
