@@ -12,6 +12,18 @@ use crate::random::Random;
 /// Samples for every input of a base, with or without labels.
 ///
 /// Every array has one row a sample. Floats are finite, integers in the range that the model takes.
+///
+/// ```
+/// use inlay_runtime::{Base, Dataset, HostTensor, Verify};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let base = Base::open("tests/data/tiny", Verify::Full)?;
+/// let x = HostTensor::new([2, 3], vec![0.5, -1.0, 2.0, 1.0, 0.0, -0.5]).expect("2 x 3 values");
+/// let labels = HostTensor::new([2], vec![0i64, 1]).expect("2 values");
+/// let data = Dataset::new(&base, [("x".to_owned(), x), ("labels".to_owned(), labels)])?;
+/// assert_eq!(data.len(), 2);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
     samples: usize,

@@ -184,6 +184,28 @@ impl AdapterOptions {
 }
 
 /// The parameters of one adapter, bound to its base: f32 in memory, a few KB as a record.
+///
+/// A new one changes nothing until it is trained; a [`Trainer`](crate::Trainer) does that. Others come from a record or from a
+/// PEFT folder.
+///
+/// ```
+/// use std::ops::ControlFlow;
+///
+/// use inlay_runtime::{Adapter, AdapterOptions, Dataset, Dtype, Session, TrainOptions, Trainer};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut session = Session::open("tests/data/tiny")?;
+/// let data = Dataset::read(session.base(), "tests/data/tiny.npz")?;
+/// let new = Adapter::new(session.base(), &AdapterOptions::lora(1).targets(["head"]))?;
+/// assert!(new.changes_nothing());
+///
+/// let mut trainer = Trainer::new(&mut session, new, &data, TrainOptions::new().steps(5))?;
+/// let trained = trainer.run(|_| ControlFlow::Continue(()))?.adapter;
+/// let record = trained.to_record(Dtype::F16)?;
+/// assert!(record.len() < 100);
+/// assert_eq!(Adapter::from_record(session.base(), &record)?.parameter_count(), 10);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     kind: &'static dyn AdapterKind,
