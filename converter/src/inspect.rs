@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::canonicalize::canonicalize;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::html;
 use crate::points::candidates;
 use crate::read::{Model, read};
 use crate::report::{PointReport, Skipped, bytes, points_table};
@@ -120,11 +121,20 @@ fn ops(graph: &Graph) -> Vec<OpReport> {
     reports.into_values().collect()
 }
 
+impl OpReport {
+    fn gradient(&self) -> &'static str {
+        match (self.supported, self.differentiable) {
+            (false, _) => "not supported",
+            (true, true) => "differentiable",
+            (true, false) => "no gradient",
+        }
+    }
+}
+
 impl Inspection {
     /// For a terminal.
     pub fn text(&self) -> String {
-        let kind = if self.exported { "exported base" } else { "ONNX model" };
-        let mut text = format!("{}: {kind}, {}\n\n", self.file.display(), bytes(self.bytes));
+        let mut text = format!("{}: {}, {}\n\n", self.file.display(), self.kind(), bytes(self.bytes));
         if let Some(why) = &self.not_exportable {
             let _ = writeln!(text, "cannot be exported: {why}\n");
         } else {
@@ -133,13 +143,26 @@ impl Inspection {
         }
         let width = self.ops.iter().map(|o| o.op_type.len()).max().unwrap_or(2);
         for op in &self.ops {
-            let gradient = match (op.supported, op.differentiable) {
-                (false, _) => "not supported",
-                (true, true) => "differentiable",
-                (true, false) => "no gradient",
-            };
-            let _ = writeln!(text, "{:width$} {:5}  {gradient}", op.op_type, op.count);
+            let _ = writeln!(text, "{:width$} {:5}  {}", op.op_type, op.count, op.gradient());
         }
         text
+    }
+
+    /// As one self-contained page.
+    pub fn html(&self) -> String {
+        let ops =
+            self.ops.iter().map(|o| html::row(&[o.op_type.clone(), o.count.to_string(), o.gradient().to_owned()]));
+        let why = self.not_exportable.as_ref().map(|why| html::paragraph(&format!("Cannot be exported: {why}")));
+        let body = [
+            html::paragraph(&format!("{}, {}", self.kind(), bytes(self.bytes))),
+            why.unwrap_or_default(),
+            html::points(&self.points, &self.skipped),
+            html::table("Operators", &["operator", "nodes", "gradient"], ops),
+        ];
+        html::page(&self.file.display().to_string(), &body)
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.exported { "exported base" } else { "ONNX model" }
     }
 }

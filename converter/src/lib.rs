@@ -21,6 +21,7 @@ pub mod encode;
 pub mod error;
 pub mod export;
 pub mod graph;
+mod html;
 pub mod insert;
 pub mod inspect;
 pub mod oracle;

@@ -32,6 +32,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Print a page
+        #[arg(long, conflicts_with = "json")]
+        html: bool,
     },
 }
 
@@ -93,7 +96,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
         Command::Export(args) => run_export(args),
-        Command::Inspect { path, json } => run_inspect(&path, json),
+        Command::Inspect { path, json, html } => run_inspect(&path, json, html),
     }));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -133,9 +136,13 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
     print(&if args.json { json(&report) } else { report.text() })
 }
 
-fn run_inspect(path: &std::path::Path, as_json: bool) -> Result<(), String> {
+fn run_inspect(path: &std::path::Path, as_json: bool, as_html: bool) -> Result<(), String> {
     let inspection = inspect(path).map_err(|e| e.to_string())?;
-    print(&if as_json { json(&inspection) } else { inspection.text() })
+    print(&match (as_json, as_html) {
+        (true, _) => json(&inspection),
+        (_, true) => inspection.html(),
+        _ => inspection.text(),
+    })
 }
 
 fn json(value: &impl serde::Serialize) -> String {

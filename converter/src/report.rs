@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::html::{self, row, table};
 use crate::points::Candidate;
 use crate::quantize::{Kept, Quant};
 use crate::verify::OutputReport;
@@ -224,25 +225,6 @@ impl Report {
 
     /// The report as one self-contained page.
     pub fn html(&self) -> String {
-        let row = |cells: &[String]| {
-            let cells: String = cells.iter().map(|c| format!("<td>{}</td>", escape(c))).collect();
-            format!("<tr>{cells}</tr>\n")
-        };
-        let table = |title: &str, head: &[&str], rows: String| {
-            let head: String = head.iter().map(|h| format!("<th>{h}</th>")).collect();
-            if rows.is_empty() {
-                String::new()
-            } else {
-                format!("<h2>{title}</h2>\n<table><tr>{head}</tr>\n{rows}</table>\n")
-            }
-        };
-        let points = self.points.iter().map(|p| {
-            let size = format!("{} -> {}", p.d_in, p.d_out);
-            let kernel = if p.kernel.is_empty() { String::new() } else { format!("{:?}", p.kernel) };
-            let cost = p.bytes_per_rank_f16.to_string();
-            row(&[p.path.clone(), p.op.clone(), size, kernel, cost, p.path_source.to_owned()])
-        });
-        let skipped = self.skipped.iter().map(|s| row(&[s.path.clone(), s.node.clone(), s.reason.clone()]));
         let packed = self.packed.iter().map(|p| row(&[p.name.clone(), format!("{:?}", p.shape)]));
         let kept = self.kept.iter().map(|k| row(&[k.name.clone(), format!("{:?}", k.shape), k.reason.clone()]));
         let outputs = self.outputs.iter().map(|o| {
@@ -257,31 +239,13 @@ impl Report {
         let body = [
             bar("source", self.source_bytes),
             bar("exported", self.bytes()),
-            self.not_verified.as_ref().map_or(String::new(), |w| format!("<p>Not verified: {}</p>", escape(w))),
-            self.notes.iter().map(|n| format!("<p>{}</p>\n", escape(n))).collect(),
-            table("Outputs", &["output", "structure", "max error", "relative L2", "cosine"], outputs.collect()),
-            table(
-                "Insertion points",
-                &["path", "op", "size", "kernel", "bytes/rank (f16)", "path from"],
-                points.collect(),
-            ),
-            table("Without an adapter", &["path", "node in the way", "reason"], skipped.collect()),
-            table("Packed", &["weight", "shape"], packed.collect()),
-            table("Stayed float", &["constant", "shape", "why"], kept.collect()),
+            self.not_verified.as_ref().map_or(String::new(), |w| html::paragraph(&format!("Not verified: {w}"))),
+            self.notes.iter().map(|n| html::paragraph(n)).collect(),
+            table("Outputs", &["output", "structure", "max error", "relative L2", "cosine"], outputs),
+            html::points(&self.points, &self.skipped),
+            table("Packed", &["weight", "shape"], packed),
+            table("Stayed float", &["constant", "shape", "why"], kept),
         ];
-        let title = escape(&self.source);
-        format!(
-            "<!doctype html>\n<meta charset=utf-8>\n<title>{title}</title>\n<style>{CSS}</style>\n<h1>{title}</h1>\n{}",
-            body.concat()
-        )
+        html::page(&self.source, &body)
     }
-}
-
-const CSS: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}\
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25em .6em;border-bottom:1px solid #ddd;\
-overflow-wrap:anywhere}.bar{position:relative;background:#eee;margin:.4em 0;height:1.8em}\
-.bar i{position:absolute;inset:0 auto 0 0;background:#7aa6c2}.bar span{position:relative;padding:0 .6em;line-height:1.8em}";
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::Node;
 
 /// Operators that canonicalization always replaces.
-const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
+const REWRITTEN: &[&str] = &["Attention", "BatchNormalization", "CastLike", "Constant", "Dropout"];
 
 /// Operators that the runtime runs, but that only the converter writes.
 const WRITTEN: &[&str] = &["DequantizeLinear"];
@@ -39,7 +39,7 @@ fn unsupported(node: &Node) -> Error {
         _ if !node.domain.is_empty() => {
             "export the model with standard ONNX operators only, without runtime-specific fusion"
         }
-        "Attention" | "RMSNormalization" | "RotaryEmbedding" => {
+        "RMSNormalization" | "RotaryEmbedding" => {
             "export the model with opset_version=21 or lower, so that it is written as primitives"
         }
         "If" | "Loop" | "Scan" => "export the model without control flow that depends on data",

@@ -1,5 +1,6 @@
 //! Stage 2: the many spellings of exporters become one. [`ALL`] is the order.
 
+mod attention;
 mod batch_norm;
 mod constants;
 mod functions;
@@ -52,7 +53,8 @@ pub fn canonicalize(model: &Model) -> Result<Graph> {
     Ok(graph)
 }
 
-/// The graph of `model` with functions inlined, Constant nodes made constants, and nothing that no output needs.
+/// The graph of `model` with functions inlined, Constant nodes made constants, Attention as primitives, and nothing that
+/// no output needs.
 ///
 /// # Errors
 /// If a function cannot be inlined, or an operator is unknown.
@@ -67,6 +69,7 @@ pub fn inlined(model: &Model) -> Result<Graph> {
         support::check_source(node)?;
     }
     bounds::check(&graph)?;
+    attention::run(&mut graph, model.opset)?;
     Ok(graph)
 }
 
