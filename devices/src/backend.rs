@@ -96,6 +96,14 @@ pub enum DeviceError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// The system does not have the memory.
+    #[error("{device}: the program needs {needed} bytes of memory, more than there are; use a smaller batch")]
+    Memory {
+        /// Device name.
+        device: String,
+        /// Bytes needed.
+        needed: usize,
+    },
     /// Threads could not be started.
     #[error("cannot start {threads} worker threads")]
     Threads {

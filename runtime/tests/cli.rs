@@ -185,6 +185,7 @@ fn bad_arguments_exit_with_2() {
     fails(2, ["train", "--base", BASE], "--data");
     fails(2, train().chain(["--device", "gpu"]), "use auto, cpu, vulkan or vulkan:NAME");
     fails(2, train().chain(["--batch-size", "0"]), "--batch-size");
+    fails(2, ["bench", "--base", BASE, "--batch-size", "4294967295"], "--batch-size");
     fails(2, train().chain(["--epochs", "3"]), "cannot be used with");
     fails(2, train().chain(["--clip-norm", "nan"]), "a number above 0");
     fails(2, train().chain(["--weight-decay", "-1"]), "--weight-decay");
@@ -308,6 +309,19 @@ fn a_store_that_cannot_be_written_is_found_before_training() {
     let before = scratch.files();
     let train = scratch.train(DATA);
     fails(1, train.iter().map(String::as_str), "store");
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
+fn a_log_on_a_full_disk_stops_the_run() {
+    if !Path::new("/dev/full").exists() {
+        eprintln!("NOT TESTED: there is no /dev/full here");
+        return;
+    }
+    let scratch = Scratch::new().trained();
+    let before = scratch.files();
+    let train = scratch.train(DATA);
+    fails(1, train.iter().map(String::as_str).chain(["--log", "/dev/full"]), "/dev/full: No space left");
     assert_eq!(scratch.files(), before);
 }
 

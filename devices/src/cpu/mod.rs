@@ -112,6 +112,12 @@ impl Backend for CpuBackend {
 
     fn compile(&self, program: Arc<Program>) -> Result<Box<dyn Executable>, DeviceError> {
         program.validate()?;
+        let needed = Region::ALL.iter().fold(0usize, |sum, region| sum.saturating_add(program.region_len(*region)));
+        let needed = needed.saturating_mul(size_of::<f32>());
+        // Memory that is not there ends the process where it is taken; here it is an error.
+        if Vec::<u8>::new().try_reserve_exact(needed).is_err() {
+            return Err(DeviceError::Memory { device: self.info.name.clone(), needed });
+        }
         let memory = Memory::new(&program);
         let bodies = Segment::ALL.map(|segment| program.calls(segment).iter().map(body_of).collect());
         Ok(Box::new(CpuExecutable { context: Arc::clone(&self.context), program, memory, bodies }))

@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use inlay_runtime::train::{self, Schedule};
 use inlay_runtime::{Device, Dtype, adapters};
 
+/// Largest size of a dimension that the command line takes.
+const MAX_SIZE: i64 = 1 << 16;
+
 /// Trains and uses personal adapters on a frozen base.
 #[derive(Debug, Parser)]
 #[command(name = "personalize", version, propagate_version = true)]
@@ -109,7 +112,7 @@ pub struct Train {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub epochs: Option<u64>,
     /// Samples of a step
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE))]
     pub batch_size: u32,
     /// Peak learning rate
     #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = parse_positive, allow_negative_numbers = true)]
@@ -203,7 +206,7 @@ pub struct Predict {
     #[arg(long, value_name = "FILE.npz")]
     pub out: PathBuf,
     /// Samples computed at once
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE))]
     pub batch_size: u32,
     /// Device
     #[command(flatten)]
@@ -232,7 +235,7 @@ pub struct Eval {
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
     /// Samples computed at once
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE))]
     pub batch_size: u32,
     /// Device
     #[command(flatten)]
@@ -260,10 +263,10 @@ pub struct Bench {
     #[arg(long, value_name = "DIR")]
     pub base: PathBuf,
     /// Samples of a step
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE))]
     pub batch_size: u32,
     /// Size of every other open dimension, such as the tokens of a sample
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE))]
     pub seq: Option<u32>,
     /// Adapter
     #[command(flatten)]

@@ -124,7 +124,12 @@ fn random_inputs(base: &Base, batch: usize, seq: Option<usize>) -> Result<Vec<(S
                 })?,
             });
         }
-        let len = shape.iter().product();
+        let too_large = || {
+            format!("input \"{}\" of shape {shape:?} does not fit into memory; use a smaller --batch-size", port.name)
+        };
+        let len = shape.iter().try_fold(1usize, |len, dim| len.checked_mul(*dim)).ok_or_else(too_large)?;
+        // Eight bytes hold an element of any type.
+        Vec::<u64>::new().try_reserve_exact(len).map_err(|_| too_large())?;
         let array = match (port.dtype, base.vocabulary(&port.name)) {
             (DType::F32, _) => HostTensor::new(shape, (0..len).map(|_| random.uniform(1.0)).collect::<Vec<f32>>()),
             (_, Some(size)) => {
@@ -132,7 +137,8 @@ fn random_inputs(base: &Base, batch: usize, seq: Option<usize>) -> Result<Vec<(S
             }
             (_, None) => HostTensor::new(shape, vec![1i64; len]),
         };
-        inputs.push((port.name.clone(), array.expect("as many elements as the shape says")));
+        let array = array.expect("as many elements as the shape says");
+        inputs.push((port.name.clone(), array));
     }
     Ok(inputs)
 }
