@@ -25,21 +25,20 @@ const LOCK_FILE: &str = "store.lock";
 /// A folder of adapters, by user.
 ///
 /// ```
-/// use inlay_format::record::{self, BaseId, Dtype, Header, LORA_KIND, PointValues, Record};
-/// use inlay_runtime::store::AdapterStore;
+/// use std::ops::ControlFlow;
+///
+/// use inlay_runtime::{Adapter, AdapterOptions, AdapterStore, Dataset, Dtype, Session, TrainOptions, Trainer};
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let folder = folder.path().join("adapters");
+/// # let mut session = Session::open("tests/data/tiny")?;
+/// # let data = Dataset::read(session.base(), "tests/data/tiny.npz")?;
+/// # let new = Adapter::new(session.base(), &AdapterOptions::lora(2))?;
+/// # let trained = Trainer::new(&mut session, new, &data, TrainOptions::new().steps(2))?.run(|_| ControlFlow::Continue(()))?;
 /// let store = AdapterStore::open(&folder)?;
-///
-/// let header = Header { base: BaseId([0; 16]), kind: LORA_KIND, dtype: Dtype::F16, rslora: false, rank: 1, alpha: 2.0 };
-/// let mut points = [PointValues { path: "fc1", tensors: &[&[0.5, -1.0], &[0.0]] }];
-/// let mut bytes = vec![0; record::encoded_len(&header, &points)?];
-/// record::encode(&header, &mut points, &mut bytes)?;
-///
-/// store.save("Ana López", &bytes)?;
+/// store.save("Ana López", &trained.adapter.to_record(Dtype::Int8)?)?;
 /// assert_eq!(store.list()?, ["Ana López"]);
-/// assert_eq!(Record::decode(&store.load("Ana López")?)?.header().rank, 1);
+/// let adapter = Adapter::from_record(session.base(), &store.load("Ana López")?)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use inlay_format::record::{self, BaseId, Dtype, Header, LORA_KIND, PointValues, Record};
+use inlay_format::record::{self, BaseId, Dtype, LORA_KIND, PartHeader, PartValues, PointValues, Record, TensorValues};
 use inlay_runtime::store::{Action, AdapterStore, StoreError};
 
 const USER: &str = "anna";
@@ -23,19 +23,20 @@ const SIGKILL: i32 = 9;
 
 /// A record of about 4 KiB whose values are `value`.
 fn record(value: f32) -> Vec<u8> {
-    let header =
-        Header { base: BaseId([0; 16]), kind: LORA_KIND, dtype: Dtype::F32, rslora: false, rank: 1, alpha: 1.0 };
-    let mut points = [PointValues { path: "fc1", tensors: &[&[value; 1000]] }];
-    let mut bytes = vec![0; record::encoded_len(&header, &points).unwrap()];
-    record::encode(&header, &mut points, &mut bytes).unwrap();
+    let header = PartHeader { kind: LORA_KIND, dtype: Dtype::F32, rslora: false, rank: 1, alpha: 1.0 };
+    let values = [value; 1000];
+    let tensors = [TensorValues { values: &values, groups: 1 }];
+    let mut parts = [PartValues { header, points: &mut [PointValues { path: "fc1", tensors: &tensors }] }];
+    let mut bytes = vec![0; record::encoded_len(&parts).unwrap()];
+    record::encode(BaseId([0; 16]), &mut parts, &mut bytes).unwrap();
     bytes
 }
 
 /// The value that the stored record was made of. Fails unless it is whole.
 fn stored(store: &AdapterStore) -> f32 {
     let bytes = store.load(USER).unwrap();
-    let value =
-        Record::decode(&bytes).unwrap().point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap();
+    let part = Record::decode(&bytes).unwrap().parts().next().unwrap();
+    let value = part.point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap();
     assert_eq!(bytes, record(value));
     value
 }

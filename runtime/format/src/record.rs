@@ -1,8 +1,8 @@
-//! The adapter record, version 1: one adapter as bytes, bound to its base and checksummed.
+//! The adapter record, version 2: one adapter as bytes, bound to its base and checksummed.
 //!
 //! `docs/adapter-format.md` states every byte. [`encode`] writes into a caller's buffer, [`Record::decode`] borrows from
-//! the bytes; neither allocates. The record stores a kind id and each point's tensors opaquely: their meaning and
-//! shapes belong to the adapter kind.
+//! the bytes, of this version or an older one; neither allocates. An adapter is a list of parts; a part has a kind id and
+//! stores its points' tensors opaquely: their meaning and shapes belong to the adapter kind.
 
 use core::fmt;
 
@@ -13,80 +13,45 @@ use crate::metadata::{Fingerprint, write_hex};
 use crate::points::MAX_POINTS;
 
 mod decode;
+mod dtype;
 mod encode;
+mod error;
 
-pub use decode::{Point, Record, Tensor};
-pub use encode::{PointValues, encode, encoded_len};
+pub use decode::{Part, Point, Record, Tensor};
+pub use dtype::Dtype;
+pub use encode::{PartValues, PointValues, TensorValues, encode, encoded_len};
+pub use error::RecordError;
 
 /// First bytes of every record.
 pub const MAGIC: [u8; 4] = *b"INLA";
 /// The version that this crate writes, and the newest that it reads.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Largest record.
 pub const MAX_RECORD_BYTES: usize = 256 << 20;
+/// Most parts of a record.
+pub const MAX_PARTS: usize = 64;
 /// Most tensors of one point.
 pub const MAX_TENSORS: usize = 8;
+/// Most elements of one tensor.
+pub const MAX_ELEMENTS: usize = 1 << 30;
 /// Bytes of a record's checksum.
 pub const CHECKSUM_BYTES: usize = 16;
 /// The kind id of LoRA. A point's tensors are `lora_A`, `lora_B`.
 pub const LORA_KIND: u16 = 1;
 
-/// What a record says about its adapter as a whole.
+/// What a record says about a part of its adapter.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Header {
-    /// The base that the adapter was trained on.
-    pub base: BaseId,
+pub struct PartHeader {
     /// The adapter kind.
     pub kind: u16,
     /// How the payload stores an element.
     pub dtype: Dtype,
     /// Whether `scaling` is alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
-    /// Rank `r`, 0 for kinds that have none.
+    /// Rank `r`, or what the kind has in its place; 0 for kinds that have none.
     pub rank: u16,
     /// LoRA's alpha.
     pub alpha: f32,
-}
-
-/// How a payload stores an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE 754 binary32.
-    F32,
-    /// IEEE 754 binary16.
-    F16,
-}
-
-impl Dtype {
-    /// Every dtype of version 1.
-    pub const ALL: [Dtype; 2] = [Dtype::F32, Dtype::F16];
-
-    /// What `--dtype` calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-        }
-    }
-
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 => 2,
-        }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Dtype::F32 => 0,
-            Dtype::F16 => 1,
-        }
-    }
-
-    fn from_code(code: u8) -> Result<Self, RecordError> {
-        Self::ALL.into_iter().find(|dtype| dtype.code() == code).ok_or(RecordError::UnknownDtype { code })
-    }
 }
 
 /// The identity of a base as a record stores it: the first 16 bytes of its [`Fingerprint`], shown as hexadecimal.
@@ -161,10 +126,9 @@ fn first<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
     core::array::from_fn(|i| bytes[i])
 }
 
-/// The header as postcard writes it, after magic and version.
-#[derive(Serialize, Deserialize)]
-struct HeaderBytes {
-    base: BaseId,
+/// A part's header as postcard writes it.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct PartBytes {
     kind: u16,
     encoding: u8,
     rank: u16,
@@ -176,128 +140,53 @@ const DTYPE_BITS: u8 = 0x0F;
 const RSLORA_BIT: u8 = 0x10;
 const _: () = assert!(MAX_POINTS <= u16::MAX as usize);
 
+impl PartBytes {
+    /// Where the part stands among the others.
+    fn order(&self) -> (u16, u16, u8, u32) {
+        (self.kind, self.rank, self.encoding, self.alpha.to_bits())
+    }
+}
+
 /// A table entry as postcard writes it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Entry {
+    path: PathHash,
+    tensors: Vec<Size, MAX_TENSORS>,
+}
+
+/// A table entry of version 1.
+#[derive(Deserialize)]
+struct EntryV1 {
     path: PathHash,
     elements: Vec<u32, MAX_TENSORS>,
 }
 
-/// Why a record cannot be read or written.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RecordError {
-    /// The bytes do not start as a record does.
-    #[error("not an adapter record: it does not start with \"INLA\"")]
-    NotARecord,
-    /// Fewer bytes than the record asks for.
-    #[error("the adapter record is cut short: it has {found} bytes and needs at least {needed}; copy it again")]
-    Truncated {
-        /// Bytes that it needs, as far as can be told.
-        needed: u64,
-        /// Bytes that there are.
-        found: u64,
-    },
-    /// The checksum does not match.
-    #[error("the adapter record was altered: its checksum does not match; copy it again, or train anew")]
-    Altered,
-    /// A whole record with something behind it.
-    #[error("{extra} bytes follow the end of the adapter record; copy it again")]
-    TrailingBytes {
-        /// How many.
-        extra: u64,
-    },
-    /// Written by a later version of this format.
-    #[error("the adapter record has format version {found}, this program reads up to {VERSION}; update the program")]
-    NewerVersion {
-        /// Its version.
-        found: u8,
-    },
-    /// The payload dtype is not one of version 1.
-    #[error(
-        "the adapter record stores its values in dtype {code}, which this program does not know; update the program"
-    )]
-    UnknownDtype {
-        /// Its code.
-        code: u8,
-    },
-    /// The kind is in no list of the program. Raised by the caller, who knows the list.
-    #[error("the adapter record is of kind {kind}, which this program does not know; update the program")]
-    UnknownKind {
-        /// The kind.
-        kind: u16,
-    },
-    /// The adapter was trained on another base.
-    #[error(
-        "the adapter belongs to another base: it was trained on {found}.., the open base is {expected}..; open that base, or train anew"
-    )]
-    OtherBase {
-        /// The open base.
-        expected: BaseId,
-        /// The base in the record.
-        found: BaseId,
-    },
-    /// A checksummed record that breaks a rule of the format.
-    #[error("the adapter record is malformed: {reason}; the program that wrote it is at fault")]
-    Malformed {
-        /// The rule.
-        reason: &'static str,
-    },
-    /// More bytes than [`MAX_RECORD_BYTES`].
-    #[error("the adapter record has {found} bytes, more than the limit of {MAX_RECORD_BYTES}")]
-    TooLarge {
-        /// Its size.
-        found: u64,
-    },
-    /// A writer was given no points, or more than [`MAX_POINTS`].
-    #[error("an adapter record holds 1 to {MAX_POINTS} points, not {found}")]
-    Points {
-        /// How many it was given.
-        found: usize,
-    },
-    /// A writer was given a point without tensors, with an empty one, or with more than [`MAX_TENSORS`].
-    #[error("point {point} of the adapter has {found} tensors; 1 to {MAX_TENSORS} are allowed, none of them empty")]
-    Tensors {
-        /// Index of the point.
-        point: usize,
-        /// How many it has.
-        found: usize,
-    },
-    /// A writer was given two points with the same path, or with paths of the same hash.
-    #[error("two points of the adapter have the same path (hash {path})")]
-    RepeatedPath {
-        /// The hash.
-        path: PathHash,
-    },
-    /// A writer was given a value that is NaN or infinite, or becomes so in the payload's dtype.
-    #[error("element {element} of tensor {tensor} at point {point} is {value}, which {} cannot hold; lower the learning rate, or save as f32", dtype.name())]
-    NotFinite {
-        /// Index of the point.
-        point: usize,
-        /// Index of the tensor within the point.
-        tensor: usize,
-        /// Index of the element within the tensor.
-        element: usize,
-        /// The value.
-        value: f32,
-        /// The payload's dtype.
-        dtype: Dtype,
-    },
-    /// A writer was given an alpha that is NaN or infinite.
-    #[error("alpha is {alpha}, expected a finite number")]
-    Alpha {
-        /// The alpha.
-        alpha: f32,
-    },
-    /// A writer's buffer is shorter than [`encoded_len`] says.
-    #[error("the buffer has {found} bytes, the adapter record needs {needed}")]
-    Buffer {
-        /// Bytes that the record needs.
-        needed: usize,
-        /// Bytes of the buffer.
-        found: usize,
-    },
+impl From<EntryV1> for Entry {
+    fn from(EntryV1 { path, elements }: EntryV1) -> Self {
+        Self { path, tensors: elements.into_iter().map(|len| Size { groups: 1, len }).collect() }
+    }
 }
 
+/// The size of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Size {
+    /// Runs of elements that share a scale.
+    groups: u32,
+    /// Elements of one group.
+    len: u32,
+}
+
+impl Size {
+    fn elements(self) -> u64 {
+        u64::from(self.groups) * u64::from(self.len)
+    }
+
+    fn is_valid(self) -> bool {
+        (1..=MAX_ELEMENTS as u64).contains(&self.elements())
+    }
+}
+
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

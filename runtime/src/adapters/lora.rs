@@ -51,6 +51,16 @@ impl AdapterKind for Lora {
         vec![(0..a).map(|_| random.uniform(bound)).collect(), vec![0.0; b]]
     }
 
+    fn scale_axis(&self, parameter: usize, shape: &[usize]) -> Option<usize> {
+        // The rank's.
+        Some(match (parameter, shape.len()) {
+            (0, 2) => 1,
+            (0, _) => 0,
+            (_, 2) => 0,
+            (_, _) => 1,
+        })
+    }
+
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         tensors.iter().any(|tensor| tensor.iter().all(|x| *x == 0.0))
     }

@@ -3,6 +3,7 @@
 //! One file a kind; `KINDS` lists them. A kind says which parameters it has at an insertion point, how they start
 //! and how they are fed; the record stores them without knowing what they mean.
 
+mod groups;
 mod lora;
 mod targets;
 
@@ -16,7 +17,10 @@ use std::fmt;
 use std::path::Path;
 
 use inlay_format::points::{MAX_RANK, Point};
-use inlay_format::record::{BaseId, Dtype, Header, PathHash, PointValues, Record, RecordError, encode, encoded_len};
+use inlay_format::record::{
+    BaseId, Dtype, PartHeader, PartValues, PathHash, PointValues, Record, RecordError, TensorValues, encode,
+    encoded_len,
+};
 
 use crate::base::Base;
 use crate::graph::HostTensor;
@@ -39,6 +43,10 @@ pub trait AdapterKind: Sync {
 
     /// Values of the parameters at `point` before training, in the same order. They change nothing yet.
     fn init(&self, point: &Point<String>, settings: &Settings, random: &mut Random) -> Vec<Vec<f32>>;
+
+    /// The axis of a parameter, by its place in [`AdapterKind::parameters`] and its shape, along which an int8 or int4 record
+    /// has scales of their own: a scale for each of its rows. `None`: one scale for all.
+    fn scale_axis(&self, parameter: usize, shape: &[usize]) -> Option<usize>;
 
     /// Whether a point with these values computes what the base does.
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool;
@@ -102,6 +110,18 @@ pub enum AdapterError {
     /// The adapter computes what the base does.
     #[error("the adapter changes nothing: a factor is zero at every point; train it with a learning rate above 0")]
     ChangesNothing,
+    /// Rounded to the record's dtype, it computes what the base does.
+    #[error("the adapter is so small that {} rounds it to nothing; train longer, or save as f32", dtype.name())]
+    RoundsToNothing {
+        /// The dtype.
+        dtype: Dtype,
+    },
+    /// The record has parts that this program cannot combine.
+    #[error("the adapter has {found} parts, this program uses adapters of one; update the program")]
+    Parts {
+        /// How many it has.
+        found: usize,
+    },
     /// The record cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -263,19 +283,32 @@ impl Adapter {
     pub fn from_record(base: &Base, bytes: &[u8]) -> Result<Self, AdapterError> {
         let record = Record::decode(bytes)?;
         record.expect_base(&base.fingerprint())?;
-        let header = *record.header();
+        let mut parts = record.parts();
+        let (Some(part), None) = (parts.next(), parts.next()) else {
+            return Err(AdapterError::Parts { found: record.parts().len() });
+        };
+        let header = *part.header();
         let kind = KINDS.iter().copied().find(|kind| kind.id() == header.kind);
         let kind = kind.ok_or(RecordError::UnknownKind { kind: header.kind })?;
         let settings = Settings { rank: header.rank, alpha: header.alpha, rslora: header.rslora };
         let find = |path: PathHash| base.points().iter().find(|point| PathHash::of(&point.path) == path);
-        let points = record
+        let points = part
             .points()
             .map(|point| find(point.path).ok_or(AdapterError::UnknownPoint { path: point.path }))
             .collect::<Result<Vec<_>, _>>()?;
-        Self::from_points(base, kind, settings, points, |point| {
-            let found = record.point(&point.path).expect("it was found by this path");
+        let mut adapter = Self::from_points(base, kind, settings, points, |point| {
+            let found = part.point(&point.path).expect("it was found by this path");
             Ok(found.tensors().map(|tensor| tensor.values().collect()).collect())
-        })
+        })?;
+        // Version 1 has them in the shapes of the exported file.
+        if record.version() > 1 {
+            for point in &mut adapter.points {
+                for (i, (binding, values)) in point.bindings.iter().zip(&mut point.tensors).enumerate() {
+                    *values = groups::from_groups(values, &binding.shape, kind.scale_axis(i, &binding.shape));
+                }
+            }
+        }
+        Ok(adapter)
     }
 
     /// An adapter from a PEFT LoRA folder, and the prefix by which its module paths differ from those of `base`.
@@ -351,30 +384,50 @@ impl Adapter {
     /// The adapter as a record with values of `dtype`.
     ///
     /// # Errors
-    /// When the adapter changes nothing, or a value does not fit `dtype`.
+    /// When the adapter changes nothing, is rounded to nothing, or a value does not fit `dtype`.
     pub fn to_record(&self, dtype: Dtype) -> Result<Vec<u8>, AdapterError> {
         if self.changes_nothing() {
             return Err(AdapterError::ChangesNothing);
         }
-        let header = Header {
-            base: self.base,
+        let header = PartHeader {
             kind: self.kind.id(),
             dtype,
             rslora: self.settings.rslora,
             rank: self.settings.rank,
             alpha: self.settings.alpha,
         };
-        let tensors: Vec<Vec<&[f32]>> =
-            self.points.iter().map(|point| point.tensors.iter().map(Vec::as_slice).collect()).collect();
+        let axes = |point: &AdapterPoint| -> Vec<Option<usize>> {
+            point.bindings.iter().enumerate().map(|(i, b)| self.kind.scale_axis(i, &b.shape)).collect()
+        };
+        let grouped: Vec<Vec<(usize, Vec<f32>)>> = self
+            .points
+            .iter()
+            .map(|point| {
+                let tensors = point.bindings.iter().zip(&point.tensors).zip(axes(point));
+                let grouped = tensors.map(|((binding, values), axis)| {
+                    (groups::groups(&binding.shape, axis), groups::to_groups(values, &binding.shape, axis))
+                });
+                grouped.collect()
+            })
+            .collect();
+        let tensors: Vec<Vec<TensorValues<'_>>> = grouped
+            .iter()
+            .map(|point| point.iter().map(|(groups, values)| TensorValues { values, groups: *groups }).collect())
+            .collect();
         let mut points: Vec<PointValues<'_>> = self
             .points
             .iter()
             .zip(&tensors)
             .map(|(point, tensors)| PointValues { path: &point.path, tensors })
             .collect();
-        let mut record = vec![0; encoded_len(&header, &points)?];
-        encode(&header, &mut points, &mut record)?;
-        Ok(record)
+        let mut parts = [PartValues { header, points: &mut points }];
+        let mut record = vec![0; encoded_len(&parts)?];
+        encode(self.base, &mut parts, &mut record)?;
+        let part = Record::decode(&record)?.parts().next().expect("it was given one part");
+        let nothing = |point: inlay_format::record::Point<'_>| {
+            self.kind.changes_nothing(&point.tensors().map(|tensor| tensor.values().collect()).collect::<Vec<_>>())
+        };
+        if part.points().all(nothing) { Err(AdapterError::RoundsToNothing { dtype }) } else { Ok(record) }
     }
 
     /// The kind.
@@ -494,11 +547,54 @@ mod tests {
         for options in [AdapterOptions::lora(2), AdapterOptions::lora(3).rslora(true).targets(["fc1"])] {
             let adapter = trained(&options);
             for dtype in Dtype::ALL {
-                // The values are multiples of 1/64, which f16 holds.
                 let record = adapter.to_record(dtype).unwrap();
-                assert_eq!(Adapter::from_record(&base(), &record).unwrap(), adapter);
+                let read = Adapter::from_record(&base(), &record).unwrap();
+                if matches!(dtype, Dtype::F32 | Dtype::F16) {
+                    // The values are multiples of 1/64, which f16 holds.
+                    assert_eq!(read, adapter);
+                    continue;
+                }
+                // Each tensor in its place: the values lie far apart from one tensor to the next.
+                for ((binding, read), (_, written)) in read.tensors().zip(adapter.tensors()) {
+                    let largest = written.iter().fold(0f32, |most, x| most.max(x.abs()));
+                    let limit = largest * if dtype == Dtype::Int8 { 0.005 } else { 0.1 };
+                    let off = read.iter().zip(written).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                    assert!(off <= limit, "{dtype:?} {}: off by {off}", binding.name);
+                }
             }
         }
+    }
+
+    #[test]
+    fn what_a_dtype_rounds_to_nothing_is_refused() {
+        let mut adapter = trained(&AdapterOptions::lora(2));
+        adapter.tensors_mut().flat_map(|(_, tensor)| tensor).for_each(|x| *x = 1e-9);
+        assert!(adapter.to_record(Dtype::F32).is_ok());
+        for dtype in [Dtype::F16, Dtype::Int8, Dtype::Int4] {
+            let refused = adapter.to_record(dtype).unwrap_err();
+            assert!(matches!(refused, AdapterError::RoundsToNothing { .. }), "{refused}");
+        }
+    }
+
+    /// The same adapter as versions 1 and 2 of the record have it.
+    #[test]
+    fn records_of_version_1_give_the_same_adapter() {
+        let adapter = trained(&AdapterOptions::lora(2));
+        let record = adapter.to_record(Dtype::F32).unwrap();
+        let header = *Record::decode(&record).unwrap().parts().next().unwrap().header();
+        let mut old = b"INLA\x01".to_vec();
+        old.extend(adapter.base.0);
+        old.extend([u8::try_from(header.kind).unwrap(), 0, 2]);
+        old.extend(header.alpha.to_le_bytes());
+        old.push(u8::try_from(adapter.points.len()).unwrap());
+        for point in &adapter.points {
+            old.extend(PathHash::of(&point.path).0);
+            let sizes = point.tensors.iter().map(|tensor| u8::try_from(tensor.len()).unwrap());
+            old.extend(std::iter::once(2).chain(sizes));
+        }
+        old.extend(adapter.tensors().flat_map(|(_, values)| values).flat_map(|x| x.to_le_bytes()));
+        old.extend(&blake3::hash(&old).as_bytes()[..16].to_vec());
+        assert_eq!(Adapter::from_record(&base(), &old).unwrap(), adapter);
     }
 
     #[test]

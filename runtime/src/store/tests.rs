@@ -1,6 +1,8 @@
 use std::thread;
 
-use inlay_format::record::{self, BaseId, Dtype, Header, LORA_KIND, PointValues, RecordError};
+use inlay_format::record::{
+    self, BaseId, Dtype, LORA_KIND, PartHeader, PartValues, PointValues, RecordError, TensorValues,
+};
 use inlay_format::state::{self, ADAMW, StateError};
 use tempfile::TempDir;
 
@@ -14,11 +16,12 @@ fn store() -> (TempDir, AdapterStore) {
 
 /// A record whose values are `value`.
 fn record(value: f32) -> Vec<u8> {
-    let header =
-        Header { base: BaseId([0; 16]), kind: LORA_KIND, dtype: Dtype::F32, rslora: false, rank: 1, alpha: 1.0 };
-    let mut points = [PointValues { path: "fc1", tensors: &[&[value; 50], &[value; 7]] }];
-    let mut bytes = vec![0; record::encoded_len(&header, &points).unwrap()];
-    record::encode(&header, &mut points, &mut bytes).unwrap();
+    let header = PartHeader { kind: LORA_KIND, dtype: Dtype::F32, rslora: false, rank: 1, alpha: 1.0 };
+    let (a, b) = ([value; 50], [value; 7]);
+    let tensors = [&a[..], &b].map(|values| TensorValues { values, groups: 1 });
+    let mut parts = [PartValues { header, points: &mut [PointValues { path: "fc1", tensors: &tensors }] }];
+    let mut bytes = vec![0; record::encoded_len(&parts).unwrap()];
+    record::encode(BaseId([0; 16]), &mut parts, &mut bytes).unwrap();
     bytes
 }
 
@@ -207,7 +210,7 @@ fn concurrent_read_modify_write_loses_nothing() {
     store.save("count", &record(0.0)).unwrap();
     let count = |record: &[u8]| {
         let record = Record::decode(record).unwrap();
-        record.point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap()
+        record.parts().next().unwrap().point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap()
     };
     thread::scope(|scope| {
         for _ in 0..3 {

@@ -1,9 +1,9 @@
-use half::f16;
 use serde::Deserialize;
 
+use super::dtype::{fault, value_at};
 use super::{
-    BaseId, CHECKSUM_BYTES, DTYPE_BITS, Dtype, Entry, Header, HeaderBytes, MAGIC, MAX_RECORD_BYTES, PathHash,
-    RSLORA_BIT, RecordChecksum, RecordError, VERSION,
+    BaseId, CHECKSUM_BYTES, DTYPE_BITS, Dtype, Entry, EntryV1, MAGIC, MAX_PARTS, MAX_RECORD_BYTES, MAX_TENSORS,
+    PartBytes, PartHeader, PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
 };
 use crate::metadata::Fingerprint;
 use crate::points::MAX_POINTS;
@@ -11,10 +11,12 @@ use crate::points::MAX_POINTS;
 /// A record that was checked as a whole, borrowed from its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    header: Header,
-    table: &'a [u8],
+    version: u8,
+    base: BaseId,
+    parts: usize,
+    /// Headers and tables of the parts, and what follows them.
+    tables: &'a [u8],
     payload: &'a [u8],
-    points: usize,
     checksum: RecordChecksum,
 }
 
@@ -50,9 +52,14 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What the record says about the adapter as a whole.
-    pub fn header(&self) -> &Header {
-        &self.header
+    /// The version of the format that it was written in.
+    pub fn version(&self) -> u8 {
+        self.version
+    }
+
+    /// The base that the adapter was trained on.
+    pub fn base(&self) -> BaseId {
+        self.base
     }
 
     /// The record's checksum, by which a [`State`](crate::state::State) names it.
@@ -60,50 +67,105 @@ impl<'a> Record<'a> {
         self.checksum
     }
 
+    /// Bytes of the elements and scales of all parts.
+    pub fn payload_bytes(&self) -> usize {
+        self.payload.len()
+    }
+
     /// Checks that the adapter was trained on the base with this fingerprint.
     ///
     /// # Errors
     /// [`RecordError::OtherBase`] with both identities.
     pub fn expect_base(&self, fingerprint: &Fingerprint) -> Result<(), RecordError> {
-        let (expected, found) = (BaseId::from(*fingerprint), self.header.base);
+        let (expected, found) = (BaseId::from(*fingerprint), self.base);
         if expected == found { Ok(()) } else { Err(RecordError::OtherBase { expected, found }) }
+    }
+
+    /// The parts, in the order of the record.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = Part<'a>> + use<'a> {
+        let (version, mut tables, mut payload) = (self.version, self.tables, self.payload);
+        (0..self.parts).map(move |_| {
+            let (part, rest) = parse_part(version, tables, 0).expect("the parts were checked");
+            let (bytes, after) = payload.split_at(part.payload_bytes as usize);
+            (tables, payload) = (rest, after);
+            Part { payload: bytes, ..part.part }
+        })
+    }
+
+    fn check_contents(&self) -> Result<(), RecordError> {
+        let mut previous = None;
+        for (index, part) in self.parts().enumerate() {
+            if !part.header.alpha.is_finite() {
+                return Err(malformed("an alpha is not finite"));
+            }
+            if previous.is_some_and(|previous| previous >= part.order) {
+                return Err(malformed("its parts are not in order"));
+            }
+            previous = Some(part.order);
+            part.check_contents()?;
+            if self.parts().take(index).any(|other| other.header.kind == part.header.kind && other.meets(&part)) {
+                return Err(malformed("a point occurs twice"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A part of an adapter: the points of one kind, dtype, rank and alpha.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    header: PartHeader,
+    version: u8,
+    order: (u16, u16, u8, u32),
+    points: usize,
+    table: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    /// What the record says about the part as a whole.
+    pub fn header(&self) -> &PartHeader {
+        &self.header
     }
 
     /// The points in ascending order of their path hashes.
     pub fn points(&self) -> impl ExactSizeIterator<Item = Point<'a>> + use<'a> {
-        let (dtype, mut table, mut payload) = (self.header.dtype, self.table, self.payload);
+        let (version, dtype, mut table, mut payload) = (self.version, self.header.dtype, self.table, self.payload);
         (0..self.points).map(move |_| {
-            let (entry, rest) = postcard::take_from_bytes::<Entry>(table).expect("the table was checked");
+            let (entry, rest) = take_entry(version, table, 0).expect("the table was checked");
             let (bytes, after) = payload.split_at(payload_bytes(&entry, dtype) as usize);
             (table, payload) = (rest, after);
-            Point { entry_elements: entry.elements, path: entry.path, dtype, payload: bytes }
+            Point { path: entry.path, tensors: entry.tensors, dtype, payload: bytes }
         })
     }
 
-    /// The point at this module path, if the adapter has one there.
+    /// The point at this path, if the part has one there.
     pub fn point(&self, path: &str) -> Option<Point<'a>> {
         let path = PathHash::of(path);
         self.points().find(|point| point.path == path)
     }
 
     fn check_contents(&self) -> Result<(), RecordError> {
-        if !self.header.alpha.is_finite() {
-            return Err(malformed("its alpha is not finite"));
-        }
         let mut previous = None;
         for point in self.points() {
             if previous.is_some_and(|previous| previous >= point.path) {
                 return Err(malformed("its points are not in order"));
             }
             previous = Some(point.path);
-            if point.entry_elements.is_empty() || point.entry_elements.contains(&0) {
-                return Err(malformed("a point has no tensors, or an empty one"));
-            }
-            if point.tensors().any(|tensor| tensor.values().any(|value| !value.is_finite())) {
-                return Err(malformed("a value is not finite"));
+            if let Some(reason) = point.tensors().find_map(|tensor| fault(tensor.dtype, tensor.bytes, tensor.size)) {
+                return Err(malformed(reason));
             }
         }
         Ok(())
+    }
+
+    /// Whether the two have a point in common. Both are in order.
+    fn meets(&self, other: &Part<'_>) -> bool {
+        let mut others = other.points().map(|point| point.path).peekable();
+        self.points().any(|point| {
+            while others.next_if(|path| *path < point.path).is_some() {}
+            others.peek() == Some(&point.path)
+        })
     }
 }
 
@@ -112,7 +174,7 @@ impl<'a> Record<'a> {
 pub struct Point<'a> {
     /// Which point of the base it is.
     pub path: PathHash,
-    entry_elements: heapless::Vec<u32, { super::MAX_TENSORS }>,
+    tensors: heapless::Vec<Size, MAX_TENSORS>,
     dtype: Dtype,
     payload: &'a [u8],
 }
@@ -121,16 +183,16 @@ impl<'a> Point<'a> {
     /// The tensors in the order of the adapter kind.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor<'a>> + use<'a> {
         let (dtype, mut payload) = (self.dtype, self.payload);
-        self.entry_elements.clone().into_iter().map(move |elements| {
-            let (bytes, rest) = payload.split_at(elements as usize * dtype.bytes());
+        self.tensors.clone().into_iter().map(move |size| {
+            let (bytes, rest) = payload.split_at(tensor_bytes(size, dtype) as usize);
             payload = rest;
-            Tensor { dtype, bytes }
+            Tensor { dtype, size, bytes }
         })
     }
 
     /// The tensors as an array, or `None` if the point has another number of them.
     pub fn tensors_exactly<const N: usize>(&self) -> Option<[Tensor<'a>; N]> {
-        let tensors: heapless::Vec<Tensor<'a>, { super::MAX_TENSORS }> = self.tensors().collect();
+        let tensors: heapless::Vec<Tensor<'a>, MAX_TENSORS> = self.tensors().collect();
         tensors.as_slice().try_into().ok()
     }
 }
@@ -139,39 +201,76 @@ impl<'a> Point<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a> {
     dtype: Dtype,
+    size: Size,
     bytes: &'a [u8],
 }
 
 impl<'a> Tensor<'a> {
     /// The number of elements.
     pub fn elements(&self) -> usize {
-        self.bytes.len() / self.dtype.bytes()
+        self.size.elements() as usize
     }
 
-    /// The elements, widened to f32, row-major.
-    pub fn values(&self) -> impl Iterator<Item = f32> + use<'a> {
-        let dtype = self.dtype;
-        self.bytes.chunks_exact(dtype.bytes()).map(move |bytes| match (dtype, bytes) {
-            (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            _ => unreachable!("chunks have the size of an element"),
-        })
+    /// The number of groups, each with a scale of its own where the dtype has scales. 1 in records of version 1.
+    pub fn groups(&self) -> usize {
+        self.size.groups as usize
+    }
+
+    /// The elements as f32, group by group.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = f32> + use<'a> {
+        let Tensor { dtype, size, bytes } = *self;
+        (0..self.elements()).map(move |index| value_at(dtype, bytes, size, index))
     }
 }
 
-/// Header, table and payload of `bytes`, and the length that they ask for, which may be another than `bytes` has.
+/// The record in `bytes`, and the length that it asks for, which may be another than `bytes` has.
 ///
 /// Does not look at the checksum, nor at what the payload holds.
 fn parse(bytes: &[u8]) -> Result<(Record<'_>, u64), RecordError> {
     let found = bytes.len() as u64;
     let version = *bytes.get(MAGIC.len()).ok_or_else(|| truncated(found))?;
     match version {
-        VERSION => {}
+        1..=VERSION => {}
         0 => return Err(malformed("its version is 0")),
         found => return Err(RecordError::NewerVersion { found }),
     }
-    let (header, table_onwards) = take::<HeaderBytes>(&bytes[MAGIC.len() + 1..], found)?;
-    let dtype = Dtype::from_code(header.encoding & DTYPE_BITS)?;
+    let (base, rest) = take::<BaseId>(&bytes[MAGIC.len() + 1..], found)?;
+    let (parts, tables) = if version == 1 { (1, rest) } else { take::<u8>(rest, found)? };
+    if parts == 0 || usize::from(parts) > MAX_PARTS {
+        return Err(malformed("the number of parts is out of range"));
+    }
+    let (mut rest, mut payload_len, mut points) = (tables, 0u64, 0);
+    for _ in 0..parts {
+        let (parsed, after) = parse_part(version, rest, found)?;
+        payload_len = payload_len.saturating_add(parsed.payload_bytes);
+        points += parsed.part.points;
+        if points > MAX_POINTS {
+            return Err(malformed("the number of points is out of range"));
+        }
+        rest = after;
+    }
+    let before_payload = found - rest.len() as u64;
+    let record = Record {
+        version,
+        base,
+        parts: usize::from(parts),
+        tables,
+        payload: usize::try_from(payload_len).ok().and_then(|len| rest.get(..len)).unwrap_or(rest),
+        checksum: RecordChecksum([0; CHECKSUM_BYTES]),
+    };
+    Ok((record, before_payload.saturating_add(payload_len).saturating_add(CHECKSUM_BYTES as u64)))
+}
+
+/// A part without its payload, and how much that has.
+struct ParsedPart<'a> {
+    part: Part<'a>,
+    payload_bytes: u64,
+}
+
+/// The header and table at the start of `bytes`, and what follows them. `found` is the length of the record.
+fn parse_part(version: u8, bytes: &[u8], found: u64) -> Result<(ParsedPart<'_>, &[u8]), RecordError> {
+    let (header, table) = take::<PartBytes>(bytes, found)?;
+    let dtype = Dtype::from_code(header.encoding & DTYPE_BITS, version)?;
     if header.encoding & !(DTYPE_BITS | RSLORA_BIT) != 0 {
         return Err(malformed("unknown flags are set"));
     }
@@ -179,39 +278,55 @@ fn parse(bytes: &[u8]) -> Result<(Record<'_>, u64), RecordError> {
     if points == 0 || points > MAX_POINTS {
         return Err(malformed("the number of points is out of range"));
     }
-    let (mut rest, mut payload_len) = (table_onwards, 0u64);
+    let (mut rest, mut payload) = (table, 0u64);
     for _ in 0..points {
-        let (entry, after) = take::<Entry>(rest, found)?;
-        payload_len += payload_bytes(&entry, dtype);
+        let (entry, after) = take_entry(version, rest, found)?;
+        payload = payload.saturating_add(payload_bytes(&entry, dtype));
         rest = after;
     }
-    let before_payload = found - rest.len() as u64;
-    let record = Record {
-        header: Header {
-            base: header.base,
+    let part = Part {
+        header: PartHeader {
             kind: header.kind,
             dtype,
             rslora: header.encoding & RSLORA_BIT != 0,
             rank: header.rank,
             alpha: header.alpha,
         },
-        table: &table_onwards[..table_onwards.len() - rest.len()],
-        payload: usize::try_from(payload_len).ok().and_then(|len| rest.get(..len)).unwrap_or(rest),
+        version,
+        order: header.order(),
         points,
-        checksum: RecordChecksum([0; CHECKSUM_BYTES]),
+        table: &table[..table.len() - rest.len()],
+        payload: &[],
     };
-    Ok((record, before_payload + payload_len + CHECKSUM_BYTES as u64))
+    Ok((ParsedPart { part, payload_bytes: payload }, rest))
 }
 
-/// At most `MAX_TENSORS` counts below 2^32, so it cannot overflow.
+fn take_entry(version: u8, bytes: &[u8], found: u64) -> Result<(Entry, &[u8]), RecordError> {
+    let (entry, rest) = if version == 1 {
+        let (entry, rest) = take::<EntryV1>(bytes, found)?;
+        (Entry::from(entry), rest)
+    } else {
+        take::<Entry>(bytes, found)?
+    };
+    if entry.tensors.is_empty() || !entry.tensors.iter().all(|size| size.is_valid()) {
+        return Err(malformed("a point has no tensors, or one of a size that is out of range"));
+    }
+    Ok((entry, rest))
+}
+
+/// At most `MAX_TENSORS` tensors of at most `MAX_ELEMENTS`, so it cannot overflow.
 fn payload_bytes(entry: &Entry, dtype: Dtype) -> u64 {
-    entry.elements.iter().map(|elements| u64::from(*elements) * dtype.bytes() as u64).sum()
+    entry.tensors.iter().map(|size| tensor_bytes(*size, dtype)).sum()
+}
+
+fn tensor_bytes(size: Size, dtype: Dtype) -> u64 {
+    dtype.tensor_bytes(size.groups, size.len)
 }
 
 fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8], found: u64) -> Result<(T, &'a [u8]), RecordError> {
     postcard::take_from_bytes(bytes).map_err(|error| match error {
         postcard::Error::DeserializeUnexpectedEnd => truncated(found),
-        _ => malformed("its header or table cannot be decoded"),
+        _ => malformed("a header or table cannot be decoded"),
     })
 }
 

@@ -1,125 +1,190 @@
-use half::f16;
 use heapless::Vec;
 
+use super::dtype::pack;
 use super::{
-    CHECKSUM_BYTES, Dtype, Entry, Header, HeaderBytes, MAGIC, MAX_RECORD_BYTES, MAX_TENSORS, PathHash, RSLORA_BIT,
-    RecordChecksum, RecordError, VERSION,
+    BaseId, CHECKSUM_BYTES, Dtype, Entry, MAGIC, MAX_PARTS, MAX_RECORD_BYTES, MAX_TENSORS, PartBytes, PartHeader,
+    PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
 };
 use crate::points::MAX_POINTS;
+
+/// A part of an adapter, for [`encode`].
+#[derive(Debug)]
+pub struct PartValues<'p, 'a> {
+    /// What the part says as a whole.
+    pub header: PartHeader,
+    /// Its points, in any order.
+    pub points: &'p mut [PointValues<'a>],
+}
 
 /// The parameters of one point, for [`encode`].
 #[derive(Clone, Copy, Debug)]
 pub struct PointValues<'a> {
     /// Module path of the point.
     pub path: &'a str,
-    /// Its tensors, row-major, in the order of the adapter kind (LoRA: `lora_A`, `lora_B`).
-    pub tensors: &'a [&'a [f32]],
+    /// Its tensors, in the order of the adapter kind (LoRA: `lora_A`, `lora_B`).
+    pub tensors: &'a [TensorValues<'a>],
 }
 
-/// Bytes of the record that [`encode`] makes of `points`.
+/// A tensor, for [`encode`].
+#[derive(Clone, Copy, Debug)]
+pub struct TensorValues<'a> {
+    /// Its elements, group by group.
+    pub values: &'a [f32],
+    /// Runs of elements, all of one length, that share a scale where the dtype has scales.
+    pub groups: usize,
+}
+
+/// Bytes of the record that [`encode`] makes of `parts`.
 ///
 /// # Errors
-/// [`RecordError`] when the points break a limit of the format.
-pub fn encoded_len(header: &Header, points: &[PointValues<'_>]) -> Result<usize, RecordError> {
-    let mut len = MAGIC.len() + 1 + size(&header_bytes(header, points)?) + CHECKSUM_BYTES;
-    for (index, point) in points.iter().enumerate() {
-        let entry = entry(index, point)?;
-        let elements: usize = point.tensors.iter().map(|t| t.len()).sum();
-        len = len.saturating_add(size(&entry)).saturating_add(elements.saturating_mul(header.dtype.bytes()));
+/// [`RecordError`] when the parts break a limit of the format.
+pub fn encoded_len(parts: &[PartValues<'_, '_>]) -> Result<usize, RecordError> {
+    if parts.is_empty() || parts.len() > MAX_PARTS {
+        return Err(RecordError::Parts { found: parts.len() });
     }
-    if len > MAX_RECORD_BYTES { Err(RecordError::TooLarge { found: len as u64 }) } else { Ok(len) }
+    let all_points: usize = parts.iter().map(|part| part.points.len()).sum();
+    if parts.iter().any(|part| part.points.is_empty()) || all_points > MAX_POINTS {
+        return Err(RecordError::Points { found: all_points });
+    }
+    // The number of parts is one byte.
+    let mut len = (MAGIC.len() + 1 + size_of::<BaseId>() + 1 + CHECKSUM_BYTES) as u64;
+    for part in parts {
+        len += size(&part_bytes(part));
+        for point in &*part.points {
+            let entry = entry(point)?;
+            let tensors = entry.tensors.iter().map(|t| part.header.dtype.tensor_bytes(t.groups, t.len));
+            len = len.saturating_add(size(&entry)).saturating_add(tensors.sum());
+        }
+    }
+    if len > MAX_RECORD_BYTES as u64 { Err(RecordError::TooLarge { found: len }) } else { Ok(len as usize) }
 }
 
-/// Writes the record into the front of `out`, which must have [`encoded_len`] bytes, and returns it.
+/// Writes the record of an adapter of `base` into the front of `out`, which must have [`encoded_len`] bytes, and returns it.
 ///
-/// Sorts `points` into the record's order. The same adapter gives the same bytes in whatever order its points come.
+/// Sorts `parts` and their points into the record's order. The same adapter gives the same bytes in whatever order
+/// they come.
 ///
 /// # Errors
-/// [`RecordError`] when the points break a rule of the format, among them a value that is not finite in the payload's dtype.
+/// [`RecordError`] when the parts break a rule of the format, among them a value that is not finite in the payload's dtype.
 /// `out` then holds nothing of use.
 pub fn encode<'o>(
-    header: &Header,
-    points: &mut [PointValues<'_>],
+    base: BaseId,
+    parts: &mut [PartValues<'_, '_>],
     out: &'o mut [u8],
 ) -> Result<&'o mut [u8], RecordError> {
-    let needed = encoded_len(header, points)?;
+    let needed = encoded_len(parts)?;
     let found = out.len();
     let out = out.get_mut(..needed).ok_or(RecordError::Buffer { needed, found })?;
-    if !header.alpha.is_finite() {
-        return Err(RecordError::Alpha { alpha: header.alpha });
+    for part in &mut *parts {
+        check_values(part)?;
+        part.points.sort_unstable_by_key(|point| PathHash::of(point.path));
     }
-    check_values(header.dtype, points)?;
-    points.sort_unstable_by_key(|point| PathHash::of(point.path));
+    parts.sort_unstable_by_key(|part| part_bytes(part).order());
+    check_repeats(parts)?;
 
     let (body, checksum) = out.split_at_mut(needed - CHECKSUM_BYTES);
-    let (start, mut rest) = body.split_at_mut(MAGIC.len() + 1);
+    let (start, rest) = body.split_at_mut(MAGIC.len() + 1);
     start[..MAGIC.len()].copy_from_slice(&MAGIC);
     start[MAGIC.len()] = VERSION;
-    rest = put(&header_bytes(header, points)?, rest);
-    let mut previous = None;
-    for (index, point) in points.iter().enumerate() {
-        let entry = entry(index, point)?;
-        if previous == Some(entry.path) {
-            return Err(RecordError::RepeatedPath { path: entry.path });
+    let count = u8::try_from(parts.len()).expect("MAX_PARTS fits u8");
+    let mut rest = put(&count, put(&base, rest));
+    for part in &*parts {
+        rest = put(&part_bytes(part), rest);
+        for point in &*part.points {
+            rest = put(&entry(point)?, rest);
         }
-        previous = Some(entry.path);
-        rest = put(&entry, rest);
     }
-    let values = points.iter().flat_map(|point| point.tensors.iter().copied().flatten());
-    for (bytes, value) in rest.chunks_exact_mut(header.dtype.bytes()).zip(values) {
-        match header.dtype {
-            Dtype::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
-            Dtype::F16 => bytes.copy_from_slice(&f16::from_f32(*value).to_le_bytes()),
+    for part in &*parts {
+        for tensor in part.points.iter().flat_map(|point| point.tensors) {
+            let (bytes, after) = rest.split_at_mut(tensor_bytes(part.header.dtype, tensor));
+            pack(part.header.dtype, tensor.values, tensor.groups, bytes);
+            rest = after;
         }
     }
     checksum.copy_from_slice(&RecordChecksum::of(body).0);
     Ok(out)
 }
 
-fn header_bytes(header: &Header, points: &[PointValues<'_>]) -> Result<HeaderBytes, RecordError> {
-    if points.is_empty() || points.len() > MAX_POINTS {
-        return Err(RecordError::Points { found: points.len() });
+/// The part's header. The number of points was checked.
+fn part_bytes(part: &PartValues<'_, '_>) -> PartBytes {
+    let PartHeader { kind, dtype, rslora, rank, alpha } = part.header;
+    PartBytes {
+        kind,
+        encoding: dtype.code() | if rslora { RSLORA_BIT } else { 0 },
+        rank,
+        alpha,
+        points: u16::try_from(part.points.len()).expect("MAX_POINTS fits u16"),
     }
-    Ok(HeaderBytes {
-        base: header.base,
-        kind: header.kind,
-        encoding: header.dtype.code() | if header.rslora { RSLORA_BIT } else { 0 },
-        rank: header.rank,
-        alpha: header.alpha,
-        points: u16::try_from(points.len()).expect("MAX_POINTS fits u16"),
-    })
 }
 
-fn entry(index: usize, point: &PointValues<'_>) -> Result<Entry, RecordError> {
-    let refused = RecordError::Tensors { point: index, found: point.tensors.len() };
-    if point.tensors.is_empty() || point.tensors.iter().any(|t| t.is_empty()) {
+fn entry(point: &PointValues<'_>) -> Result<Entry, RecordError> {
+    let path = PathHash::of(point.path);
+    let refused = RecordError::Tensors { path, found: point.tensors.len() };
+    if point.tensors.is_empty() {
         return Err(refused);
     }
-    let mut elements: Vec<u32, MAX_TENSORS> = Vec::new();
-    for tensor in point.tensors {
-        let count = u32::try_from(tensor.len()).map_err(|_| RecordError::TooLarge { found: tensor.len() as u64 })?;
-        elements.push(count).map_err(|_| refused)?;
+    let mut tensors: Vec<Size, MAX_TENSORS> = Vec::new();
+    for TensorValues { values, groups } in point.tensors {
+        let (elements, groups) = (values.len(), *groups);
+        if groups == 0 || elements == 0 || elements % groups != 0 {
+            return Err(RecordError::Groups { path, elements, groups });
+        }
+        let too_large = RecordError::TooLarge { found: elements as u64 };
+        let fits = |n: usize| u32::try_from(n).map_err(|_| too_large);
+        let size = Size { groups: fits(groups)?, len: fits(elements / groups)? };
+        if !size.is_valid() {
+            return Err(too_large);
+        }
+        tensors.push(size).map_err(|_| refused)?;
     }
-    Ok(Entry { path: PathHash::of(point.path), elements })
+    Ok(Entry { path, tensors })
 }
 
-fn check_values(dtype: Dtype, points: &[PointValues<'_>]) -> Result<(), RecordError> {
-    let holds = |value: f32| match dtype {
-        Dtype::F32 => value.is_finite(),
-        Dtype::F16 => f16::from_f32(value).is_finite(),
-    };
-    for (point, values) in points.iter().enumerate() {
-        for (tensor, values) in values.tensors.iter().enumerate() {
-            if let Some(element) = values.iter().position(|v| !holds(*v)) {
-                return Err(RecordError::NotFinite { point, tensor, element, value: values[element], dtype });
+fn tensor_bytes(dtype: Dtype, tensor: &TensorValues<'_>) -> usize {
+    let (groups, len) = (tensor.groups as u32, (tensor.values.len() / tensor.groups) as u32);
+    // `encoded_len` found all of them to fit `MAX_RECORD_BYTES`.
+    dtype.tensor_bytes(groups, len) as usize
+}
+
+fn check_values(part: &PartValues<'_, '_>) -> Result<(), RecordError> {
+    let PartHeader { alpha, dtype, .. } = part.header;
+    if !alpha.is_finite() {
+        return Err(RecordError::Alpha { alpha });
+    }
+    for point in &*part.points {
+        for (tensor, TensorValues { values, .. }) in point.tensors.iter().enumerate() {
+            if let Some(element) = values.iter().position(|v| !dtype.holds(*v)) {
+                let (path, value) = (PathHash::of(point.path), values[element]);
+                return Err(RecordError::NotFinite { path, tensor, element, value, dtype });
             }
         }
     }
     Ok(())
 }
 
-fn size<T: serde::Serialize>(value: &T) -> usize {
-    postcard::experimental::serialized_size(value).expect("plain data has a size")
+/// Parts and points are in order: what occurs twice in a part stands side by side.
+fn check_repeats(parts: &[PartValues<'_, '_>]) -> Result<(), RecordError> {
+    let hash = |point: &PointValues<'_>| PathHash::of(point.path);
+    for (index, part) in parts.iter().enumerate() {
+        let kind = part.header.kind;
+        if let Some(pair) = part.points.windows(2).find(|pair| hash(&pair[0]) == hash(&pair[1])) {
+            return Err(RecordError::RepeatedPath { path: hash(&pair[0]) });
+        }
+        for other in parts[..index].iter().filter(|other| other.header.kind == kind) {
+            if part_bytes(other).order() == part_bytes(part).order() {
+                return Err(RecordError::RepeatedPart { kind });
+            }
+            let repeated = |point: &&PointValues<'_>| other.points.binary_search_by_key(&hash(point), hash).is_ok();
+            if let Some(point) = part.points.iter().find(repeated) {
+                return Err(RecordError::RepeatedPath { path: hash(point) });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn size<T: serde::Serialize>(value: &T) -> u64 {
+    postcard::experimental::serialized_size(value).expect("plain data has a size") as u64
 }
 
 fn put<'o, T: serde::Serialize>(value: &T, out: &'o mut [u8]) -> &'o mut [u8] {

@@ -292,6 +292,10 @@ pub enum DtypeArg {
     F32,
     /// 2 bytes an element
     F16,
+    /// 1 byte an element, and a scale for each unit of rank
+    Int8,
+    /// Half a byte an element, and a scale for each unit of rank
+    Int4,
 }
 
 impl From<DtypeArg> for Dtype {
@@ -299,6 +303,8 @@ impl From<DtypeArg> for Dtype {
         match dtype {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::F16 => Dtype::F16,
+            DtypeArg::Int8 => Dtype::Int8,
+            DtypeArg::Int4 => Dtype::Int4,
         }
     }
 }

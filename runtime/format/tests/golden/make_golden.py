@@ -1,0 +1,108 @@
+"""Adapter records of every version, written after docs/adapter-format.md alone.
+
+    pip install blake3 && python runtime/format/tests/golden/make_golden.py
+
+Files of a version are never changed: a reader for them is promised for ever. `record/golden.rs` holds the same
+adapters as values. Every value can be held exactly, so nothing depends on how a writer rounds.
+"""
+
+import struct
+from pathlib import Path
+
+from blake3 import blake3
+
+HERE = Path(__file__).parent
+BASE = bytes(range(16))
+DTYPES = ["f32", "f16", "int8", "int4"]
+
+
+def varint(n):
+    out = b""
+    while n > 127:
+        out += bytes([n & 127 | 128])
+        n >>= 7
+    return out + bytes([n])
+
+
+def sealed(body):
+    return body + blake3(body).digest()[:16]
+
+
+def element(i, most):
+    """Element `i` of a group: the largest comes first, so that a group's scale is certain."""
+    return most if i == 0 else i * 5 % (2 * most + 1) - most
+
+
+def values(dtype, scales, length):
+    """A group for each scale."""
+    most = 7 if dtype == "int4" else 127
+    return [[element(i, most) * scale for i in range(length)] for scale in scales]
+
+
+def payload(dtype, scales, length):
+    groups = values(dtype, scales, length)
+    if dtype in ("f32", "f16"):
+        return b"".join(struct.pack("<f" if dtype == "f32" else "<e", x) for group in groups for x in group)
+    packed = b"".join(struct.pack("<e", scale) for scale in scales)
+    elements = [round(x / scale) for scale, group in zip(scales, groups) for x in group]
+    if dtype == "int8":
+        return packed + struct.pack(f"<{len(elements)}b", *elements)
+    elements.append(0)
+    pairs = zip(elements[::2], elements[1::2])
+    return packed + bytes((high & 15) << 4 | low & 15 for low, high in pairs)
+
+
+def header(kind, dtype, rslora, rank, alpha, points):
+    encoding = DTYPES.index(dtype) | (16 if rslora else 0)
+    return varint(kind) + bytes([encoding]) + varint(rank) + struct.pack("<f", alpha) + varint(points)
+
+
+# Path, and (scales, elements of a group) of each tensor. In version 1 a tensor has one scale, written nowhere.
+LORA = {
+    "encoder.layer.0.query": [([0.5, 0.0625], 11), ([2.0, 0.25], 7)],
+    "head": [([1.0, 4.0], 150), ([0.125, 0.03125], 3)],
+}
+OTHER = {"pooled": [([0.25, 0.5, 1.0], 5)]}
+
+
+def ordered(points):
+    return sorted(points.items(), key=lambda item: blake3(item[0].encode()).digest()[:8])
+
+
+def table(points, version):
+    out = b""
+    for path, tensors in ordered(points):
+        out += blake3(path.encode()).digest()[:8] + varint(len(tensors))
+        for scales, length in tensors:
+            sizes = [len(scales) * length] if version == 1 else [len(scales), length]
+            out += b"".join(map(varint, sizes))
+    return out
+
+
+def payloads(points, dtype):
+    return b"".join(payload(dtype, *tensor) for _, tensors in ordered(points) for tensor in tensors)
+
+
+def record_v1(dtype):
+    head = b"INLA\x01" + BASE + header(1, dtype, True, 2, 3.0, len(LORA))
+    return sealed(head + table(LORA, 1) + payloads(LORA, dtype))
+
+
+def record_v2(dtype, other):
+    body = b"INLA\x02" + BASE + bytes([2])
+    body += header(1, dtype, True, 2, 3.0, len(LORA)) + table(LORA, 2)
+    body += header(300, other, False, 0, 1.0, len(OTHER)) + table(OTHER, 2)
+    return sealed(body + payloads(LORA, dtype) + payloads(OTHER, other))
+
+
+def state_v1(record):
+    arrays = struct.pack("<6f", *[0.5, -1.0, 2.0, 0.25, -0.125, 8.0])
+    fields = record[-16:] + varint(1) + varint(300) + varint(7) + bytes([2]) + varint(3)
+    return sealed(b"INLS\x01" + fields + arrays)
+
+
+for dtype in ("f32", "f16"):
+    (HERE / f"v1.{dtype}.adapter").write_bytes(record_v1(dtype))
+for dtype, other in zip(DTYPES, ["int4", "int8", "f16", "int8"]):
+    (HERE / f"v2.{dtype}.adapter").write_bytes(record_v2(dtype, other))
+(HERE / "v1.state").write_bytes(state_v1(record_v2("f16", "int8")))
