@@ -312,10 +312,9 @@ fn checksummed_nonsense_is_refused_by_name() {
     assert_eq!(refused(|b| b[4] = 3), RecordError::NewerVersion { found: 3 });
     assert_eq!(refused(|b| b[23] = 4), RecordError::UnknownDtype { code: 4 });
     assert_eq!(refused(|b| b[23] = 0x0F), RecordError::UnknownDtype { code: 15 });
-    let malformed: [Change; 18] = [
+    let malformed: [Change; 17] = [
         |b| b[4] = 0,
         |b| b[21] = 0,
-        |b| b[21] = 2,
         |b| b[21] = 65,
         |b| b[23] |= 0x20,
         |b| b[25..29].copy_from_slice(&f32::NAN.to_le_bytes()),
