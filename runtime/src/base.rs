@@ -254,6 +254,13 @@ impl Base {
         Ok(Base(Arc::new(Opened { graph, points: Vec::new(), fingerprint: Fingerprint([0; 32]), report: None })))
     }
 
+    /// This base with other insertion points.
+    #[cfg(test)]
+    pub(crate) fn with_points(self, points: Vec<Point<String>>) -> Self {
+        let Opened { graph, fingerprint, report, .. } = Arc::into_inner(self.0).expect("it was just opened");
+        Base(Arc::new(Opened { graph, points, fingerprint, report }))
+    }
+
     /// Inputs that data is fed to, adapters' parameters not among them.
     pub fn inputs(&self) -> &[Port] {
         self.0.graph.inputs()

@@ -7,6 +7,7 @@ use inlay_devices::program::Segment;
 
 use crate::base::Base;
 use crate::device::Devices;
+use crate::graph::Fragment;
 use crate::log::LogSink;
 use crate::lru::Lru;
 use crate::plan::{Binding, FeedError, Mode, Plan, PlanError, PlanRequest};
@@ -37,6 +38,8 @@ pub(crate) struct PlanKey {
     /// Name and shape of each input.
     pub inputs: Vec<(String, Vec<usize>)>,
     pub bindings: Vec<Binding>,
+    /// What the adapter adds to the graph.
+    pub fragments: Vec<Fragment>,
     /// `None` for prediction.
     pub training: Option<Training>,
 }
@@ -56,7 +59,7 @@ impl PlanKey {
             None => Mode::Predict,
             Some(Training { output, loss, optimizer }) => Mode::Train { output, loss: loss.as_plan(), optimizer },
         };
-        Plan::new(base, &PlanRequest { inputs: &inputs, parameters: &self.bindings, mode })
+        Plan::new(base, &PlanRequest { inputs: &inputs, parameters: &self.bindings, fragments: &self.fragments, mode })
     }
 
     fn segments(&self) -> &'static [Segment] {

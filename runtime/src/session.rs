@@ -131,9 +131,14 @@ impl Session {
                 return Err(AdapterError::ChangesNothing.into());
             }
         }
+        Ok(self.swap_adapter(adapter))
+    }
+
+    /// Puts an adapter in use that was checked, or is about to be trained.
+    pub(crate) fn swap_adapter(&mut self, adapter: Option<Adapter>) -> Option<Adapter> {
         let version = self.engine.next_version();
         let before = std::mem::replace(&mut self.adapter, adapter.map(|adapter| (adapter, version)));
-        Ok(before.map(|(adapter, _)| adapter))
+        before.map(|(adapter, _)| adapter)
     }
 
     /// Every output for one batch of inputs, by name.
@@ -143,7 +148,8 @@ impl Session {
     pub fn predict(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<(String, HostTensor)>, SessionError> {
         let key = PlanKey {
             inputs: inputs.iter().map(|(name, x)| ((*name).to_owned(), x.shape().to_vec())).collect(),
-            bindings: self.adapter.as_ref().map(|(adapter, _)| adapter.bindings()).unwrap_or_default(),
+            bindings: self.adapter().map(Adapter::bindings).unwrap_or_default(),
+            fragments: self.adapter().map(Adapter::fragments).unwrap_or_default(),
             training: None,
         };
         let adapter = self.adapter.as_ref();

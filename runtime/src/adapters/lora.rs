@@ -1,7 +1,8 @@
-use inlay_format::points::{LORA, LoraName, Point, PointOp};
+use inlay_format::points::{LORA, LoraName, MAX_RANK, PointOp};
 use inlay_format::record::LORA_KIND;
 
-use super::{AdapterKind, Binding, Settings};
+use super::{AdapterError, AdapterKind, Binding, Insertion, Settings, Site, Size};
+use crate::base::Base;
 use crate::random::Random;
 
 /// LoRA (Hu et al., 2021): `y += scaling * (x A) B`, with A and B the transposed of PEFT's.
@@ -18,30 +19,40 @@ impl AdapterKind for Lora {
         LORA_KIND
     }
 
-    fn parameters(&self, point: &Point<String>, settings: &Settings) -> Vec<Binding> {
-        let rank = usize::from(settings.rank);
-        let scaling = match (settings.rslora, f32::from(settings.rank)) {
-            (false, r) => settings.alpha / r,
-            (true, r) => settings.alpha / r.sqrt(),
-        };
-        vec![
-            Binding {
-                name: LoraName::a(&point.path).to_string(),
-                shape: point.lora_a_shape(rank).to_vec(),
-                scale: 1.0,
-            },
-            Binding {
-                name: LoraName::b(&point.path).to_string(),
-                shape: point.lora_b_shape(rank).to_vec(),
-                scale: scaling,
-            },
-        ]
+    fn size(&self) -> Option<Size> {
+        Some(Size { name: "rank", default: 4, max: MAX_RANK as u16 })
     }
 
-    fn init(&self, point: &Point<String>, settings: &Settings, random: &mut Random) -> Vec<Vec<f32>> {
-        let rank = usize::from(settings.rank);
-        let elements = |shape: &[usize]| shape.iter().product::<usize>();
-        let (a, b) = (elements(&point.lora_a_shape(rank)), elements(&point.lora_b_shape(rank)));
+    fn is_scaled(&self) -> bool {
+        true
+    }
+
+    fn way_out(&self) -> &'static str {
+        "export it with --kinds lora"
+    }
+
+    fn sites(&self, base: &Base) -> Vec<Site> {
+        Site::offered(base, LORA)
+    }
+
+    fn insertion(&self, _: &Base, site: &Site, settings: &Settings) -> Result<Insertion, AdapterError> {
+        let (point, rank) = (site.point(), usize::from(settings.rank));
+        let a = Binding {
+            name: LoraName::a(&point.path).to_string(),
+            shape: point.lora_a_shape(rank).to_vec(),
+            scale: 1.0,
+        };
+        let b = Binding {
+            name: LoraName::b(&point.path).to_string(),
+            shape: point.lora_b_shape(rank).to_vec(),
+            scale: settings.scaling(),
+        };
+        Ok(Insertion { parameters: vec![a, b], ..Insertion::default() })
+    }
+
+    fn init(&self, site: &Site, insertion: &Insertion, _: &Settings, random: &mut Random) -> Vec<Vec<f32>> {
+        let point = site.point();
+        let [a, b] = [0, 1].map(|i| insertion.parameters[i].elements());
         // Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(fan in).
         let kernel: u32 = match point.op {
             PointOp::Linear => 1,

@@ -7,10 +7,10 @@ use crate::base::{TensorError, constant};
 use crate::onnx::{self, AttributeValue};
 
 /// The attributes of a node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Attributes(Vec<(String, Value)>);
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Value {
     Float(f32),
     Int(i64),

@@ -3,12 +3,14 @@
 mod attributes;
 #[cfg(test)]
 pub(crate) mod build;
+mod fragment;
 mod tensor;
 
 pub use attributes::Attributes;
+pub use fragment::{Fragment, FragmentError, FragmentNode, Replacement};
 pub use tensor::{DType, HostData, HostTensor};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use inlay_devices::weight::{Mapping, Window};
@@ -82,7 +84,7 @@ pub enum GraphError {
 }
 
 /// A node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     pub(crate) name: String,
     pub(crate) op: &'static dyn Op,
@@ -103,14 +105,14 @@ impl Node {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Value {
     pub name: String,
     pub constant: Option<Constant>,
 }
 
 /// A typed graph in topological order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<Value>,
@@ -142,6 +144,40 @@ impl Graph {
     /// Outputs.
     pub fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// Element type and shape of a value of the file.
+    pub(crate) fn constant(&self, value: ValueId) -> Option<(DType, &[usize])> {
+        let constant = self.values[value.index()].constant.as_ref()?;
+        Some((constant.dtype, &constant.dims))
+    }
+
+    /// Name of what a node reads at an input.
+    pub(crate) fn input_name(&self, node: &Node, input: usize) -> Option<&str> {
+        let value = node.inputs.get(input).copied().flatten()?;
+        Some(&self.values[value.index()].name)
+    }
+
+    /// Name of a node's first output.
+    pub(crate) fn output_name(&self, node: &Node) -> Option<&str> {
+        let value = node.outputs.first().copied().flatten()?;
+        Some(&self.values[value.index()].name)
+    }
+
+    /// The names of a node and of all that it depends on.
+    pub(crate) fn ancestors(&self, node: &str) -> HashSet<String> {
+        let mut producer: Vec<Option<usize>> = vec![None; self.values.len()];
+        for (i, node) in self.nodes.iter().enumerate() {
+            node.outputs.iter().flatten().for_each(|value| producer[value.index()] = Some(i));
+        }
+        let mut found = HashSet::new();
+        let mut open: Vec<usize> = self.nodes.iter().position(|n| n.name == node).into_iter().collect();
+        while let Some(i) = open.pop() {
+            if found.insert(self.nodes[i].name.clone()) {
+                open.extend(self.nodes[i].inputs.iter().flatten().filter_map(|value| producer[value.index()]));
+            }
+        }
+        found
     }
 
     pub(crate) fn new(

@@ -33,7 +33,8 @@ use inlay_devices::kernels::KernelError;
 use inlay_devices::program::{Program, Slot};
 
 use crate::base::Base;
-use crate::graph::{Graph, HostTensor};
+use crate::graph::{DType, Fragment, FragmentError, Graph, HostTensor};
+use crate::onnx::Dim;
 use crate::ops::{Op, OpError, TensorType};
 use prologue::{HostValues, Prologue};
 
@@ -44,6 +45,8 @@ pub struct PlanRequest<'a> {
     pub inputs: &'a [(&'a str, &'a [usize])],
     /// The parameters that take the place of defaults. All others keep theirs, and cost nothing.
     pub parameters: &'a [Binding],
+    /// What an adapter adds to the graph.
+    pub fragments: &'a [Fragment],
     /// What the plan does.
     pub mode: Mode<'a>,
 }
@@ -54,15 +57,22 @@ impl<'a> PlanRequest<'a> {
     }
 }
 
-/// A parameter of an adapter in the place of a graph input with a default.
+/// A parameter of an adapter: it takes the place of a graph input with a default, or fragments read it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Binding {
-    /// Name of the graph input, such as `encoder.query.lora_A`.
+    /// Name of the graph input, such as `encoder.query.lora_A`, or as fragments have it.
     pub name: String,
     /// Shape, with the rank that it has.
     pub shape: Vec<usize>,
     /// The graph is fed `scale` times the parameter: LoRA's `scaling` for B, else 1.
     pub scale: f32,
+}
+
+impl Binding {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// What a plan does.
@@ -131,6 +141,9 @@ pub enum PlanError {
         /// The trained output.
         output: String,
     },
+    /// A fragment does not fit the base.
+    #[error(transparent)]
+    Fragment(#[from] FragmentError),
     /// A value too large for the plan's 32-bit sizes.
     #[error("\"{name}\" of shape {shape:?} is too large; use a smaller batch")]
     TooLarge {
@@ -234,7 +247,11 @@ impl Plan {
     }
 
     pub(crate) fn of_graph(graph: &Graph, request: &PlanRequest<'_>) -> Result<Self, PlanError> {
-        make::plan(graph, request)
+        if request.fragments.is_empty() {
+            return make::plan(graph, request);
+        }
+        let parameters = request.parameters.iter().map(|p| (p.name.as_str(), p.shape.as_slice()));
+        make::plan(&graph.with_fragments(request.fragments, parameters)?, request)
     }
 
     /// What a [`Backend`](inlay_devices::backend::Backend) compiles.
@@ -288,6 +305,49 @@ impl Plan {
             }
         })
     }
+}
+
+/// The shape of a computed float of `graph`, `None` for dimensions that differ with the inputs. `None` if there is no such
+/// value.
+///
+/// # Errors
+/// When no sizes of the inputs can be found for which the graph runs.
+pub(crate) fn shape_of(graph: &Graph, value: &str) -> Result<Option<Vec<Option<usize>>>, PlanError> {
+    /// Pairs of sizes for the dimensions that a base leaves open.
+    const TRIED: [[usize; 2]; 4] = [[8, 16], [32, 64], [128, 256], [224, 256]];
+    let mut error = None;
+    for sizes in TRIED {
+        match sizes.map(|size| shape_with(graph, value, size)) {
+            [Ok(small), Ok(large)] => {
+                let pair = |(small, large): (Vec<usize>, Vec<usize>)| {
+                    small.iter().zip(&large).map(|(&small, &large)| (small == large).then_some(small)).collect()
+                };
+                return Ok(small.zip(large).map(pair));
+            }
+            [Err(failed), _] | [_, Err(failed)] => error = error.or(Some(failed)),
+        }
+    }
+    Err(error.expect("every attempt failed"))
+}
+
+/// The shape of a computed float when every open dimension of the inputs has this size.
+fn shape_with(graph: &Graph, value: &str, size: usize) -> Result<Option<Vec<usize>>, PlanError> {
+    let shape = |port: &crate::base::Port| -> Vec<usize> {
+        port.shape
+            .iter()
+            .map(|dim| match dim {
+                Dim::Fixed(size) => *size,
+                Dim::Symbol(_) => size,
+            })
+            .collect()
+    };
+    let shapes: Vec<Vec<usize>> = graph.inputs().iter().map(shape).collect();
+    let inputs: Vec<(&str, &[usize])> =
+        graph.inputs().iter().zip(&shapes).map(|(port, shape)| (port.name.as_str(), shape.as_slice())).collect();
+    let request = PlanRequest { inputs: &inputs, parameters: &[], fragments: &[], mode: Mode::Predict };
+    let analysis = analyze::analyze(graph, &request)?;
+    let is_wanted = |v: &&analyze::Value| v.name == value && v.ty.dtype == DType::F32 && matches!(v.role, Role::Step);
+    Ok(analysis.values.iter().find(is_wanted).map(|value| value.ty.shape.clone()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 mod gradients;
+mod kinds;
 mod models;
 
 use std::sync::Arc;

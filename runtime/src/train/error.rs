@@ -26,6 +26,12 @@ pub enum TrainError {
     /// The adapter cannot be trained.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// A head cannot be made of the means of classes.
+    #[error("no head from the means of classes: {why}")]
+    Prototypes {
+        /// What is in the way.
+        why: &'static str,
+    },
     /// A step cannot be computed.
     #[error(transparent)]
     Run(#[from] RunError),

@@ -2,6 +2,7 @@ use std::fmt;
 
 use super::error::TrainError;
 use super::losses::{self, Loss, check_labels};
+use crate::adapters::Adapter;
 use crate::base::Base;
 use crate::data::{DataError, Dataset, select_rows};
 use crate::graph::DType;
@@ -19,7 +20,8 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
 }
 
-/// How base and adapter do on samples that neither was trained on.
+/// How base and adapter do on samples that neither was trained on. Where the adapter adds the output, the base is the
+/// adapter as it was before training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Verdict {
     /// The base alone.
@@ -48,7 +50,8 @@ impl fmt::Display for Verdict {
 impl Session {
     /// The mean loss, and accuracy, over a labelled data set, of the base with the adapter in use.
     ///
-    /// Loss and output are those of [`TrainOptions`](super::TrainOptions): the ones that fit, unless named.
+    /// Loss and output are those of [`TrainOptions`](super::TrainOptions): the ones that fit, unless named. An output that the
+    /// adapter in use adds, such as a head's, comes first.
     ///
     /// # Errors
     /// When there are no labels, or they do not fit the output, or a batch cannot be computed.
@@ -62,11 +65,11 @@ impl Session {
     ) -> Result<Evaluation, TrainError> {
         let labels = data.labels().ok_or(DataError::NoLabels)?;
         let loss = loss.unwrap_or_else(|| losses::for_labels(labels));
-        let output = find_output(self.base(), output)?;
+        let output = find_output(self.base(), self.adapter(), output)?;
         let (mut sum, mut correct, mut terms) = (0.0, Some(0), 0);
         self.for_each_batch(data, batch_size, |rows, outputs| {
             let answers = outputs.iter().find(|(name, _)| *name == output).map(|(_, answers)| answers);
-            let answers = answers.expect("find_output took it from the base");
+            let answers = answers.expect("find_output took it from base and adapter");
             let expected = loss.labels(answers.shape()).map_err(run_error)?;
             check_labels(labels, &expected, loss.classes(answers.shape()))?;
             let labels = select_rows(labels, &rows.clone().collect::<Vec<_>>());
@@ -81,9 +84,12 @@ impl Session {
     }
 }
 
-/// The output of that name, or the first, if it holds floats.
-pub(super) fn find_output(base: &Base, name: Option<&str>) -> Result<String, TrainError> {
-    let floats = || base.outputs().iter().filter(|port| port.dtype == DType::F32).map(|port| port.name.as_str());
+/// The output of that name, or the first, if it holds floats. Those that the adapter adds come before those of the base.
+pub(super) fn find_output(base: &Base, adapter: Option<&Adapter>, name: Option<&str>) -> Result<String, TrainError> {
+    let floats = || {
+        let own = base.outputs().iter().filter(|port| port.dtype == DType::F32).map(|port| port.name.as_str());
+        adapter.into_iter().flat_map(Adapter::outputs).chain(own)
+    };
     let found = floats().find(|output| name.is_none_or(|name| name == *output));
     found.map(str::to_owned).ok_or_else(|| TrainError::Output {
         name: name.unwrap_or("(first)").to_owned(),

@@ -129,7 +129,7 @@ impl<'s> Trainer<'s> {
         expect_base(&adapter, session.base().fingerprint())?;
         let labels = data.labels().ok_or(DataError::NoLabels)?;
         let loss = options.loss.unwrap_or_else(|| losses::for_labels(labels));
-        let output = find_output(session.base(), options.output.as_deref())?;
+        let output = find_output(session.base(), Some(&adapter), options.output.as_deref())?;
         let (rows, held_back) = match options.hold_back {
             Some(fraction) => data.split(fraction, options.seed)?,
             None => ((0..data.len()).collect(), Vec::new()),
@@ -145,6 +145,7 @@ impl<'s> Trainer<'s> {
         let key = PlanKey {
             inputs: inputs.collect(),
             bindings: adapter.bindings(),
+            fragments: adapter.fragments(),
             training: Some(Training { output, loss, optimizer }),
         };
         let (prediction, expected) = session.engine.run(&key, |ready| {
@@ -378,13 +379,15 @@ impl<'s> Trainer<'s> {
         }
         let data = self.data.select(&self.held_back);
         let output = self.key.training.as_ref().expect("it trains").output.clone();
-        let before = self.session.set_adapter(None)?;
+        // What the adapter adds, the base alone does not have.
+        let start = adapter.outputs().any(|added| added == output).then(|| self.adapter.clone());
+        let before = self.session.swap_adapter(None);
         let mut evaluate = |adapter| {
-            self.session.set_adapter(adapter)?;
+            self.session.swap_adapter(adapter);
             self.session.evaluate(&data, Some(self.loss), Some(&output), self.batch, |_| ())
         };
-        let verdict = evaluate(None).and_then(|base| Ok(Verdict { base, adapter: evaluate(Some(adapter.clone()))? }));
-        self.session.set_adapter(before)?;
+        let verdict = evaluate(start).and_then(|base| Ok(Verdict { base, adapter: evaluate(Some(adapter.clone()))? }));
+        self.session.swap_adapter(before);
         verdict.map(Some)
     }
 }

@@ -35,7 +35,7 @@ pub fn run(args: &Bench) -> Result<(), Failure> {
     let loss = losses::find("cross-entropy").expect("it is in the list");
     let inputs = random_inputs(session.base(), batch_size, args.seq.map(|n| n as usize))?;
     let adapter = new_adapter(session.base(), &args.adapter, SEED)?;
-    let (points, parameters) = (adapter.paths().len(), adapter.parameter_count());
+    let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
 
     let repeats = args.repeats as usize;
     let warm_up = repeats.div_ceil(5);

@@ -45,7 +45,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     // A store that cannot be written is found before the work, not after it.
     let store = AdapterStore::open(&args.store)?;
     let path = store.path_of(&args.user)?;
-    let (points, parameters) = (adapter.paths().len(), adapter.parameter_count());
+    let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
     let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
     let mut log = args.log.as_deref().map(Log::create).transpose()?;
 

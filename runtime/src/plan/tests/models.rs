@@ -28,7 +28,7 @@ fn predict<T: PlainReal>(plan: &Plan, inputs: &[(String, HostTensor)]) -> Vec<Ho
 
 fn plan(base: &Base, inputs: &[(String, HostTensor)]) -> Result<Plan, PlanError> {
     let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
-    Plan::new(base, &PlanRequest { inputs: &shapes, parameters: &[], mode: Mode::Predict })
+    Plan::new(base, &PlanRequest { inputs: &shapes, parameters: &[], fragments: &[], mode: Mode::Predict })
 }
 
 fn fixtures() -> Vec<PathBuf> {
@@ -104,7 +104,7 @@ fn whole_models_are_differentiated() {
         let inputs = arrays(&path.with_extension("inputs.npz"));
         let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
         let shape = |port: &crate::base::Port| match port.shape.as_slice() {
-            [onnx::Dim::Fixed(len)] => vec![*len],
+            [Dim::Fixed(len)] => vec![*len],
             other => panic!("{other:?}"),
         };
         let all: Vec<Binding> =
@@ -112,7 +112,7 @@ fn whole_models_are_differentiated() {
         assert!(all.len() > 2, "{name}: {} parameters", all.len());
         let output = base.outputs()[0].name.clone();
         let make = |parameters: &[Binding]| {
-            Plan::new(&base, &PlanRequest { inputs: &shapes, parameters, mode: train(&output) })
+            Plan::new(&base, &PlanRequest { inputs: &shapes, parameters, fragments: &[], mode: train(&output) })
         };
         // Some are not used, such as those of a pooler.
         let used: Vec<Binding> = all.into_iter().filter(|b| make(std::slice::from_ref(b)).is_ok()).collect();
