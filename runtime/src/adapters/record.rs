@@ -32,11 +32,8 @@ impl Adapter {
         }
         let grouped: Vec<Vec<Vec<(usize, Vec<f32>)>>> =
             self.parts.iter().map(|part| part.points.iter().map(|point| grouped(part.kind, point)).collect()).collect();
-        let tensors = |point: &Vec<(usize, Vec<f32>)>| -> Vec<TensorValues<'_>> {
-            point.iter().map(|(groups, values)| TensorValues { values, groups: *groups }).collect()
-        };
         let tensors: Vec<Vec<Vec<TensorValues<'_>>>> =
-            grouped.iter().map(|part| part.iter().map(tensors).collect()).collect();
+            grouped.iter().map(|part| part.iter().map(|point| tensors(point)).collect()).collect();
         let mut points: Vec<Vec<PointValues<'_>>> = self
             .parts
             .iter()
@@ -59,8 +56,16 @@ impl Adapter {
             let values = |point: record::Point<'_>| point.tensors().map(|t| t.values().collect()).collect::<Vec<_>>();
             part.points().all(|point| kind.changes_nothing(&values(point)))
         };
-        if Record::decode(&bytes)?.parts().all(nothing) { Err(AdapterError::RoundsToNothing { dtype }) } else { Ok(bytes) }
+        if Record::decode(&bytes)?.parts().all(nothing) {
+            Err(AdapterError::RoundsToNothing { dtype })
+        } else {
+            Ok(bytes)
+        }
     }
+}
+
+fn tensors(grouped: &[(usize, Vec<f32>)]) -> Vec<TensorValues<'_>> {
+    grouped.iter().map(|(groups, values)| TensorValues { values, groups: *groups }).collect()
 }
 
 fn header(part: &Part, dtype: Dtype) -> PartHeader {
