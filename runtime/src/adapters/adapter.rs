@@ -326,7 +326,7 @@ mod tests {
         let error = |options: AdapterOptions| Adapter::new(&base(), &options).unwrap_err();
         assert_eq!(
             error(AdapterOptions::kind("dora", 1)).to_string(),
-            "there is no adapter kind \"dora\"; use one of: lora"
+            "there is no adapter kind \"dora\"; use one of: lora, bias, norm, dense, head"
         );
         assert!(matches!(error(AdapterOptions::lora(0)), AdapterError::Rank { found: 0, .. }));
         assert!(matches!(error(AdapterOptions::lora(2000)), AdapterError::Rank { .. }));
@@ -362,7 +362,7 @@ mod tests {
         other_point.parts[0].points[0].path = "nose".into();
         assert!(matches!(refused(&other_point), AdapterError::UnknownPoint { .. }));
         let mut other_size = adapter.clone();
-        other_size.parts[0].points[0].tensors[0].push(1.0);
+        other_size.parts[0].points[0].tensors[0].extend([1.0; 2]);
         assert!(matches!(refused(&other_size), AdapterError::Sizes { .. }));
         let mut other_rank = adapter;
         other_rank.parts[0].settings.rank = 3;

@@ -129,7 +129,7 @@ pub struct Site {
 #[non_exhaustive]
 pub enum At {
     /// An insertion point of the exported file.
-    Point(Point<String>),
+    Point(Box<Point<String>>),
     /// A small frozen vector to which a difference is added.
     Vector {
         /// Its shape.
@@ -149,7 +149,7 @@ impl Site {
 
     /// The site at an insertion point.
     pub(crate) fn at_point(point: &Point<String>) -> Site {
-        Site { path: point.path.clone(), node: point.node.clone(), at: At::Point(point.clone()) }
+        Site { path: point.path.clone(), node: point.node.clone(), at: At::Point(Box::new(point.clone())) }
     }
 
     /// The insertion point of a site that [`Site::at_point`] made.
@@ -158,7 +158,7 @@ impl Site {
     /// When it is another site.
     pub(crate) fn point(&self) -> &Point<String> {
         match &self.at {
-            At::Point(point) => point,
+            At::Point(point) => point.as_ref(),
             other => panic!("a kind is asked for its own sites only, not for {other:?}"),
         }
     }

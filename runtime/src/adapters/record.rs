@@ -30,7 +30,7 @@ impl Adapter {
         if self.changes_nothing() {
             return Err(AdapterError::ChangesNothing);
         }
-        let grouped: Vec<Vec<Vec<(usize, Vec<f32>)>>> =
+        let grouped: Vec<Vec<Vec<Grouped>>> =
             self.parts.iter().map(|part| part.points.iter().map(|point| grouped(part.kind, point)).collect()).collect();
         let tensors: Vec<Vec<Vec<TensorValues<'_>>>> =
             grouped.iter().map(|part| part.iter().map(|point| tensors(point)).collect()).collect();
@@ -64,7 +64,7 @@ impl Adapter {
     }
 }
 
-fn tensors(grouped: &[(usize, Vec<f32>)]) -> Vec<TensorValues<'_>> {
+fn tensors(grouped: &[Grouped]) -> Vec<TensorValues<'_>> {
     grouped.iter().map(|(groups, values)| TensorValues { values, groups: *groups }).collect()
 }
 
@@ -103,8 +103,10 @@ fn read_part(base: &Base, part: &record::Part<'_>, version: u8) -> Result<Part, 
     Ok(read)
 }
 
-/// The tensors of a point as a record has them, with their numbers of groups.
-fn grouped(kind: &dyn AdapterKind, point: &AdapterPoint) -> Vec<(usize, Vec<f32>)> {
+/// A tensor as a record has it: the number of its groups, and the values group by group.
+type Grouped = (usize, Vec<f32>);
+
+fn grouped(kind: &dyn AdapterKind, point: &AdapterPoint) -> Vec<Grouped> {
     let tensors = point.parameters().iter().zip(&point.tensors).enumerate();
     tensors
         .map(|(i, (parameter, values))| {
