@@ -90,7 +90,9 @@ impl Op for Attention {
             flags |= present;
             let (target, accumulate) = cx.target(input)?;
             let target = if input == 1 { target.permuted(&[0, 1, 3, 2]) } else { target };
-            if is_rows(cx, &target) {
+            // Parts of one packed projection share a buffer, and a kernel's results may not overlap: the first is written in place.
+            let shares = |other: &Target| other.place().buffer == target.buffer;
+            if is_rows(cx, &target) && !targets.iter().flatten().any(shares) {
                 flags |= if accumulate { accumulates } else { 0 };
                 targets[input] = Some(Target { written: target, copied_to: None });
             } else {
@@ -167,6 +169,13 @@ impl Op for Attention {
 struct Target {
     written: View,
     copied_to: Option<(View, bool)>,
+}
+
+impl Target {
+    /// Where the gradient ends up.
+    fn place(&self) -> &View {
+        self.copied_to.as_ref().map_or(&self.written, |(to, _)| to)
+    }
 }
 
 /// q, k and v as [B, H, T, ..] with contiguous rows.

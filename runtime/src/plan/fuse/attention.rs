@@ -6,10 +6,11 @@ use crate::ops;
 
 /// `MatMul(Softmax(scale MatMul(q, k^T) + mask), v)` becomes [`ops::ATTENTION`].
 pub(super) fn fuse(analysis: &mut Analysis, outputs: &[usize]) {
+    let mut uses = Uses::new(analysis, outputs);
     for i in 0..analysis.steps.len() {
-        let uses = Uses::new(analysis, outputs);
         if let Some(step) = from_output(analysis, &uses, &analysis.steps[i]) {
             analysis.steps[i] = step;
+            uses = Uses::new(analysis, outputs);
         }
     }
 }

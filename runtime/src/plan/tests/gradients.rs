@@ -270,6 +270,49 @@ fn values_used_twice_get_both_gradients() {
     built.check().unwrap();
 }
 
+/// Attention whose q, k and v are parts of one projection, laid out in every way that models have, or one value.
+#[test]
+fn attention_may_share_its_operands() {
+    let (t, heads, d) = (4, 2, 3);
+    let sizes = [
+        ("parts of a row", vec![1, t, 3, heads, d], [2, 0, 3, 1, 4]),
+        ("parts of a head", vec![1, t, heads, 3, d], [3, 0, 2, 1, 4]),
+        ("parts of all", vec![3, 1, heads, t, d], [0, 1, 2, 3, 4]),
+    ];
+    for (name, packed, turn) in sizes {
+        for one in [false, true] {
+            let mut g = Build::default();
+            let p = g.parameter("p", &packed);
+            let x = g.node(&ops::SCALE, Attributes::default().with_float("factor", 0.7), vec![Some(p)], 1)[0];
+            let perm = Attributes::default().with_ints("perm", &turn.map(|axis| axis as i64));
+            let turned = g.node(op("Transpose"), perm, vec![Some(x)], 1)[0];
+            let parts = g.node(op("Split"), Attributes::default().with_int("axis", 0), vec![Some(turned)], 3);
+            let shape = g.constant("shape", &HostTensor::of([4], [1, heads, t, d].map(|dim| dim as i64).to_vec()));
+            let part =
+                |g: &mut Build, part| g.node(op("Reshape"), Attributes::default(), vec![Some(part), Some(shape)], 1)[0];
+            let [q, k, v] = if one { [0, 0, 0] } else { [0, 1, 2] }.map(|i: usize| part(&mut g, parts[i]));
+            let last = Attributes::default().with_ints("perm", &[0, 1, 3, 2]);
+            let k = g.node(op("Transpose"), last, vec![Some(k)], 1)[0];
+            let factor = Attributes::default().with_float("factor", 0.6);
+            let mut y = g.node(&ops::ATTENTION, factor, vec![Some(q), Some(k), Some(v)], 1)[0];
+            if one {
+                // The other parts count too, so that every parameter has a gradient.
+                for other in &parts[1..] {
+                    let other = part(&mut g, *other);
+                    y = g.node(op("Add"), Attributes::default(), vec![Some(y), Some(other)], 1)[0];
+                }
+            }
+            let built = Built {
+                graph: g.finish(&[(y, DType::F32)]),
+                bindings: vec![Binding { name: "p".into(), shape: packed.clone(), scale: 1.0 }],
+                parameters: vec![sample::floats(3, 3 * heads * t * d)],
+                fed: vec![],
+            };
+            built.check().unwrap_or_else(|error| panic!("{name}, one value {one}: {error}"));
+        }
+    }
+}
+
 /// `x + g(x)` with either order of the operands: what the branch adds to x must not show in the branch.
 #[test]
 fn residual_branches_do_not_share_their_gradients() {
