@@ -14,6 +14,14 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A place that cannot be written to as asked.
+    #[error("{path}: {detail}", path = path.display())]
+    Place {
+        /// The place.
+        path: PathBuf,
+        /// What is wrong with it, and the way out.
+        detail: &'static str,
+    },
     /// The file is not an ONNX model, or a damaged one.
     #[error("{path}: not a readable ONNX model: {detail}", path = path.display())]
     NotOnnx {
@@ -124,7 +132,7 @@ pub enum Error {
     },
     /// Quantization costs more than `--max-error`.
     #[error(
-        "quantization moves output {output:?} by {found:.4}, more than --max-error {allowed}; \
+        "quantization moves output {output:?} by {found:.3e}, more than --max-error {allowed}; \
          nothing was written; raise --max-error, or export with --quant none"
     )]
     QuantizationError {

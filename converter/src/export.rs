@@ -1,6 +1,7 @@
 //! The export from end to end.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use inlay_format::metadata::FORMAT_KEY;
@@ -30,6 +31,8 @@ pub struct Options {
     pub samples: Option<PathBuf>,
     /// Largest absolute difference that quantization may make at any output.
     pub max_error: Option<f32>,
+    /// Where to write the report as a page.
+    pub report: Option<PathBuf>,
 }
 
 /// What the export is doing, for progress bars.
@@ -53,7 +56,9 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     if source.metadata.contains_key(FORMAT_KEY) {
         return Err(Error::Invalid("the model was written by converter export; export its source instead".into()));
     }
-    expect_replaceable(&options.out)?;
+    let out = resolve(&options.out)?;
+    expect_replaceable(&out)?;
+    let page = options.report.as_deref().map(|path| Page::create(path, &options.model)).transpose()?;
     let canonical = canonicalize(&source)?;
     let all = candidates(&canonical);
     let chosen = select(&all, &options.targets)?;
@@ -62,10 +67,11 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     let points = insert(&mut graph, &chosen)?;
     let packing = quantize(&mut graph, options.quant);
 
-    let folder = temporary_folder(&options.out)?;
+    let temporary = temporary_folder(&out)?;
+    let folder = temporary.folder.path();
     let total: u64 = graph.constants.values().map(|t| t.byte_len() as u64).sum();
     let done = std::cell::Cell::new(0);
-    let written = write_weights(&graph, &packing, folder.path(), &|n| {
+    let written = write_weights(&graph, &packing, folder, &|n| {
         done.set(done.get() + n);
         progress(Stage::Write(done.get(), total));
     })?;
@@ -89,20 +95,22 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         not_verified: None,
         notes: notes(options.quant, &chosen),
     };
-    write_model(&written, &points, "{}", folder.path())?;
+    write_model(&written, &points, "{}", folder)?;
     progress(Stage::Verify);
     let samples = options.samples.as_deref();
     if source.bytes > MAX_VERIFIED_BYTES {
-        smoke_test(&canonical, folder.path(), samples)?;
+        smoke_test(&canonical, folder, samples)?;
         let limit = bytes(MAX_VERIFIED_BYTES);
         report.not_verified = Some(format!(
             "the source is larger than {limit}, so the reference did not run it; the exported model runs and gives numbers"
         ));
     } else {
-        report.outputs = verify(&source, &canonical, folder.path(), samples, options.max_error)?;
+        report.outputs = verify(&source, &canonical, folder, samples, options.max_error)?;
     }
-    report.model_bytes = write_model(&written, &points, &report.metadata(), folder.path())?;
-    publish(folder, &options.out)?;
+    report.model_bytes = write_model(&written, &points, &report.metadata(), folder)?;
+    let page = page.map(|page| page.fill(&report.html())).transpose()?;
+    publish(temporary, &out)?;
+    page.map(Page::publish).transpose()?;
     Ok(report)
 }
 
@@ -112,54 +120,170 @@ fn expect_replaceable(out: &Path) -> Result<()> {
     let is_export = || read(&model).is_ok_and(|m| m.metadata.contains_key(FORMAT_KEY));
     if (model.exists() || data.exists()) && !is_export() {
         let path = if model.exists() { model } else { data };
-        let detail = "was not written by converter export and would be replaced; choose another --out".to_owned();
+        let detail =
+            "is no undamaged file of converter export and would be replaced; delete it or choose another --out"
+                .to_owned();
         return Err(Error::NotExported { path, detail });
     }
     Ok(())
 }
 
-/// A folder beside `out`, so that moving it there is a rename; it vanishes if it is not moved.
-fn temporary_folder(out: &Path) -> Result<tempfile::TempDir> {
-    let parent = match out.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
+/// `out` without links, if it is there.
+fn resolve(out: &Path) -> Result<PathBuf> {
+    match fs::canonicalize(out) {
+        Ok(real) => Ok(real),
+        Err(_) if out.is_symlink() => {
+            Err(Error::Place { path: out.to_path_buf(), detail: "is a link to nothing; choose another --out" })
+        }
+        Err(_) => Ok(out.to_path_buf()),
+    }
+}
+
+/// A page that is written when all else is done, to a place that is known to take it before.
+struct Page {
+    path: PathBuf,
+    file: tempfile::NamedTempFile,
+}
+
+impl Page {
+    fn create(path: &Path, model: &Path) -> Result<Self> {
+        let same = |a: &Path, b: &Path| fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b));
+        if same(path, model) {
+            return Err(Error::Place { path: path.to_path_buf(), detail: "is the model; choose another --report" });
+        }
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.prefix(".inlay-report-").tempfile_in(parent(path)).map_err(io(path))?;
+        Ok(Page { path: path.to_path_buf(), file })
+    }
+
+    fn fill(self, text: &str) -> Result<Self> {
+        self.file.as_file().write_all(text.as_bytes()).map_err(io(&self.path))?;
+        Ok(self)
+    }
+
+    fn publish(self) -> Result<()> {
+        self.file.persist(&self.path).map(drop).map_err(|e| io(&self.path)(e.error))
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+const TEMPORARY: &str = ".inlay-export-";
+const LOCK: &str = "export.lock";
+
+/// A folder that is written before it becomes the export. It vanishes if it does not, and the next export sweeps it if this
+/// process is killed.
+struct Temporary {
+    folder: tempfile::TempDir,
+    /// Held while the folder is in use.
+    _lock: File,
+}
+
+/// A folder beside `out`, so that moving it there is a rename; inside of it where `out` is a mount point.
+fn temporary_folder(out: &Path) -> Result<Temporary> {
+    let beside = parent(out);
+    fs::create_dir_all(beside).map_err(io(beside))?;
+    let is_there = out.is_dir();
+    let place = if is_there && !on_one_file_system(beside, out) { out } else { beside };
+    sweep(place);
+    let create = |place: &Path| tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(place);
+    let folder = match create(place) {
+        // A folder whose parent is somebody else's.
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied && is_there => create(out),
+        other => other,
     };
-    fs::create_dir_all(parent).map_err(io(parent))?;
-    tempfile::Builder::new().prefix(".inlay-export-").tempdir_in(parent).map_err(io(parent))
+    let folder = folder.map_err(io(place))?;
+    // It gets its name when it is held: another export takes a lock that nobody holds for one of a killed process.
+    let (path, unnamed) = (folder.path().join(LOCK), folder.path().join("lock"));
+    let lock = File::create(&unnamed).map_err(io(&unnamed))?;
+    lock.lock().and_then(|()| fs::rename(&unnamed, &path)).map_err(io(&path))?;
+    Ok(Temporary { folder, _lock: lock })
+}
+
+/// Removes what killed exports left in `place`. Whoever cannot need not.
+fn sweep(place: &Path) {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let stale = entry.file_name().to_str().is_some_and(|name| name.starts_with(TEMPORARY))
+            && File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        if stale {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(unix)]
+fn on_one_file_system(a: &Path, b: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    device(a) == device(b)
+}
+
+#[cfg(not(unix))]
+fn on_one_file_system(_: &Path, _: &Path) -> bool {
+    true
 }
 
 /// Moves the finished files to `out`.
-fn publish(folder: tempfile::TempDir, out: &Path) -> Result<()> {
+fn publish(temporary: Temporary, out: &Path) -> Result<()> {
+    let folder = temporary.folder;
+    let lock = folder.path().join(LOCK);
+    fs::remove_file(&lock).map_err(io(&lock))?;
     if !out.exists() {
-        open_to_readers(folder.path())?;
+        give_rights_of(parent(out), folder.path())?;
         fs::rename(folder.path(), out).map_err(io(out))?;
         let _ = folder.keep();
-    } else {
-        // The old graph names its weights by a fingerprint: until the second rename it refuses the new ones.
-        for file in [DATA_FILE, MODEL_FILE] {
-            fs::rename(folder.path().join(file), out.join(file)).map_err(io(out))?;
+        return sync_folder(out);
+    }
+    let others = fs::read_dir(out).map_err(io(out))?.flatten().any(|entry| {
+        let name = entry.file_name();
+        name != DATA_FILE && name != MODEL_FILE
+    });
+    // An earlier export is replaced at once, so that a crash leaves the one or the other; it vanishes with `folder`.
+    if !others {
+        give_rights_of(out, folder.path())?;
+        if exchange(folder.path(), out) {
+            return sync_folder(out);
         }
+    }
+    // The old graph names its weights by a fingerprint: until the second rename it refuses the new ones.
+    for file in [DATA_FILE, MODEL_FILE] {
+        fs::rename(folder.path().join(file), out.join(file)).map_err(io(out))?;
     }
     sync_folder(out)
 }
 
-/// Temporary folders are for their owner only; an exported one has the rights of any new folder.
+/// Exchanges two folders in one step, where the system can.
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> bool {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> bool {
+    false
+}
+
+/// Temporary folders are for their owner only; an exported one has the rights of `model`.
 #[cfg(unix)]
-fn open_to_readers(folder: &Path) -> Result<()> {
+fn give_rights_of(model: &Path, folder: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    let parent = folder.parent().unwrap_or(Path::new("."));
-    let mode = fs::metadata(parent).map_err(io(parent))?.permissions().mode() & 0o777;
+    let mode = fs::metadata(model).map_err(io(model))?.permissions().mode() & 0o777;
     fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o700)).map_err(io(folder))
 }
 
 #[cfg(not(unix))]
-fn open_to_readers(_: &Path) -> Result<()> {
+fn give_rights_of(_: &Path, _: &Path) -> Result<()> {
     Ok(())
 }
 
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> Result<()> {
-    fs::File::open(folder).and_then(|f| f.sync_all()).map_err(io(folder))
+    File::open(folder).and_then(|f| f.sync_all()).map_err(io(folder))
 }
 
 #[cfg(not(unix))]

@@ -1,6 +1,7 @@
 //! The graph that the passes work on: nodes, constants by name, and what is known of every value's type.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -14,6 +15,16 @@ pub enum Dim {
     Symbol(String),
     /// Not known before the model runs.
     Unknown,
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Dim::Known(size) => write!(f, "{size}"),
+            Dim::Symbol(name) => f.write_str(name),
+            Dim::Unknown => f.write_str("?"),
+        }
+    }
 }
 
 /// Element type and, if the rank is known, shape of a value.

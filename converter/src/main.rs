@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use inlay_converter::export::{Options, Stage, export};
 use inlay_converter::inspect::inspect;
 use inlay_converter::quantize::Quant;
+use inlay_runtime::adapters::Targets;
 
 /// A trained ONNX model in, a frozen quantized base with insertion points for adapters out.
 #[derive(Parser)]
@@ -50,8 +51,8 @@ struct ExportArgs {
     quant: QuantArg,
     /// Modules that get an insertion point: globs over their paths, separated by commas [default: all that can be
     /// trained]
-    #[arg(long, value_name = "GLOB,...", value_delimiter = ',')]
-    targets: Vec<String>,
+    #[arg(long, value_name = "GLOB,...", value_parser = globs)]
+    targets: Option<Globs>,
     /// Adapter kinds to prepare for
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', default_value = "lora")]
     kinds: Vec<KindArg>,
@@ -83,6 +84,15 @@ enum KindArg {
     Lora,
 }
 
+#[derive(Clone)]
+struct Globs(Vec<String>);
+
+fn globs(text: &str) -> Result<Globs, String> {
+    let patterns: Vec<&str> = Targets::split(text).collect();
+    Targets::new(&patterns).map_err(|e| e.to_string())?;
+    Ok(Globs(patterns.into_iter().map(|pattern| pattern.trim().to_owned()).collect()))
+}
+
 fn positive(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x >= 0.0 && x.is_finite() => Ok(x),
@@ -94,22 +104,30 @@ fn main() -> ExitCode {
     // A panic of the reference implementation is caught and becomes an error; its own message would only confuse.
     std::panic::set_hook(Box::new(|_| {}));
     let cli = Cli::parse();
+    let json = match &cli.command {
+        Command::Export(args) => args.json,
+        Command::Inspect { json, .. } => *json,
+    };
     let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
         Command::Export(args) => run_export(args),
         Command::Inspect { path, json, html } => run_inspect(&path, json, html),
     }));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(message)) => fail(&message),
+        Ok(Err(message)) => fail(&message, json),
         Err(panic) => {
             let detail = panic.downcast_ref::<String>().map(String::as_str);
-            fail(&format!("internal error, please report it: {}", detail.unwrap_or("no detail")))
+            fail(&format!("internal error, please report it: {}", detail.unwrap_or("no detail")), json)
         }
     }
 }
 
-fn fail(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+fn fail(message: &str, json: bool) -> ExitCode {
+    if json {
+        eprintln!("{}", serde_json::json!({ "error": message }));
+    } else {
+        eprintln!("error: {message}");
+    }
     ExitCode::FAILURE
 }
 
@@ -122,7 +140,8 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
             QuantArg::Int8 => Quant::Int8,
             QuantArg::None => Quant::None,
         },
-        targets: args.targets,
+        targets: args.targets.map(|globs| globs.0).unwrap_or_default(),
+        report: args.report,
         samples: args.samples,
         max_error: args.max_error,
     };
@@ -130,9 +149,6 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
     let report = export(&options, &|stage| progress.show(stage));
     progress.bar.finish_and_clear();
     let report = report.map_err(|e| e.to_string())?;
-    if let Some(path) = &args.report {
-        std::fs::write(path, report.html()).map_err(|e| format!("{}: {e}", path.display()))?;
-    }
     print(&if args.json { json(&report) } else { report.text() })
 }
 

@@ -246,7 +246,8 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
 fn scope(node: &NodeProto) -> (Option<String>, bool) {
     let innermost = |key: &str| node.metadata_props.iter().find(|e| e.key == key).and_then(|e| module(&e.value));
     let is_norm = innermost("pkg.torch.onnx.class_hierarchy").is_some_and(|c| c.contains("BatchNorm"));
-    if is_norm && node.op_type == "Conv" { (None, true) } else { (innermost("pkg.torch.onnx.name_scopes"), false) }
+    let holds_weight = matches!(node.op_type.as_str(), "Conv" | "Gemm" | "MatMul");
+    if is_norm && holds_weight { (None, true) } else { (innermost("pkg.torch.onnx.name_scopes"), false) }
 }
 
 /// The innermost module of a list of scopes like `['', 'encoder', 'encoder.query', 'linear']`, whose last entry is the

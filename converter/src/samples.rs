@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use inlay_runtime::{HostData, npz};
+use inlay_runtime::{HostData, LABELS, npz};
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port};
@@ -72,13 +72,18 @@ fn vocabulary(graph: &Graph, input: &str) -> Option<usize> {
     rows
 }
 
-/// The inputs of `graph` from the archive at `path`; arrays that are no inputs, such as `labels`, are left out.
+/// The inputs of `graph` from the archive at `path`, which may hold `labels` too.
 ///
 /// # Errors
-/// If the file cannot be read, or an input is missing, of another type, or shaped otherwise.
+/// If the file cannot be read, or an array is missing, is no input, or is of another type or shape.
 pub fn read(graph: &Graph, path: &Path) -> Result<Vec<Feed>> {
     let refuse = |detail: String| Error::Samples { path: path.to_owned(), detail };
     let arrays = npz::read(path).map_err(|e| refuse(e.to_string()))?;
+    let is_input = |name: &str| graph.inputs.iter().any(|port| port.name == name) || name == LABELS;
+    if let Some((name, _)) = arrays.iter().find(|(name, _)| !is_input(name)) {
+        let known: Vec<&str> = graph.inputs.iter().map(|port| port.name.as_str()).collect();
+        return Err(refuse(format!("array {name:?} is no input of the model; its inputs: {}", known.join(", "))));
+    }
     let mut feeds = Vec::new();
     for port in graph.inputs.iter().filter(|p| !graph.constants.contains_key(&p.name)) {
         let array = arrays.iter().find(|(name, _)| *name == port.name).map(|(_, a)| a);
@@ -105,8 +110,9 @@ pub fn read(graph: &Graph, path: &Path) -> Result<Vec<Feed>> {
         });
         if !fits || dims.contains(&0) {
             return Err(refuse(format!(
-                "array {:?} has shape {dims:?}, the model takes {:?}",
-                port.name, port.ty.dims
+                "array {:?} has shape {dims:?}, the model takes [{}]",
+                port.name,
+                port.ty.dims.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             )));
         }
         if let (Values::I64(v), Some(rows)) = (&values, vocabulary(graph, &port.name))

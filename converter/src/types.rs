@@ -47,6 +47,10 @@ pub fn infer(graph: &mut Graph, opset: i64) -> Result<()> {
         let ty = graph.types.entry(port.name.clone()).or_insert_with(|| port.ty.clone());
         ty.dtype = port.ty.dtype;
     }
+    // ONNX lets a graph leave out the shapes of its outputs; devices want them.
+    for port in graph.outputs.iter_mut().filter(|port| port.ty.dims.is_none()) {
+        port.ty.dims = graph.types.get(&port.name).and_then(|ty| ty.dims.clone());
+    }
     let links = graph.links();
     let mut folded = vec![false; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {

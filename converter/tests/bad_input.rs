@@ -33,6 +33,7 @@ fn refused_file(model: &Path) -> String {
         targets: Vec::new(),
         samples: None,
         max_error: None,
+        report: None,
     };
     let error = export(&options, &|_| ()).unwrap_err().to_string();
     assert!(!out.exists(), "a refused export wrote something");
@@ -193,6 +194,7 @@ fn exit_codes_and_one_line_of_error() {
         &["export", mlp, "--out", out, "--quant", "int3"],
         &["export", mlp, "--out", out, "--kinds", "ia3"],
         &["export", mlp, "--out", out, "--max-error", "nan"],
+        &["export", mlp, "--out", out, "--targets", "[fc"],
         &["inspect"],
         &["nothing"],
     ] {
@@ -201,9 +203,10 @@ fn exit_codes_and_one_line_of_error() {
     for (args, expected) in [
         (&["export", "/absent.onnx", "--out", out][..], "/absent.onnx"),
         (&["export", mlp, "--out", out, "--targets", "nothing.*"], "nothing.*"),
-        (&["export", mlp, "--out", out, "--targets", "[fc"], "[fc"),
         (&["export", mlp, "--out", out, "--samples", mlp], "not a NumPy"),
         (&["export", mlp, "--out", "/proc/nowhere/out"], "/proc/nowhere"),
+        (&["export", mlp, "--out", out, "--report", "/absent/report.html"], "/absent/report.html"),
+        (&["export", mlp, "--out", out, "--report", mlp], "choose another --report"),
         (&["inspect", "/absent"], "/absent"),
     ] {
         let output = converter(args);

@@ -24,6 +24,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
         targets: Vec::new(),
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
         max_error: None,
+        report: None,
     }
 }
 
