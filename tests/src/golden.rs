@@ -19,6 +19,7 @@ use crate::{binary, root};
 /// but for the rounding of `after`.
 const GRADIENT_LR: f32 = 16.0;
 const USER: &str = "golden";
+const LAYER: &str = "VK_LAYER_KHRONOS_validation";
 
 /// The weights that a run is trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,11 +179,11 @@ impl Check<'_> {
     /// Trains from the initial adapter into a store of its own; gives what was logged.
     fn train(&self, store: &str, arguments: &[String]) -> Vec<LoggedStep> {
         let log = self.at(&format!("{store}.jsonl"));
-        let mut command = Command::new(binary("personalize"));
-        command.arg("train").arg("--base").arg(self.at("base")).arg("--data").arg(self.data());
+        let mut command = self.personalize("train");
+        command.arg("--base").arg(self.at("base")).arg("--data").arg(self.data());
         command.arg("--init-adapter").arg(self.adapter()).arg("--store").arg(self.at(store)).args(["--user", USER]);
         command.arg("--log").arg(&log).args(["--dtype", "f32", "--device", self.device]).args(arguments);
-        let summary = execute(command.arg("--json"));
+        let summary = self.execute(command.arg("--json"));
         let summary: serde_json::Value = serde_json::from_slice(&summary).expect("--json prints JSON");
         let device = summary["device"].as_str().expect("the summary names the device");
         let wanted = self.device.strip_prefix("vulkan:").unwrap_or("CPU");
@@ -215,10 +216,42 @@ impl Check<'_> {
 
     fn predict(&self, adapter: &[&std::ffi::OsStr]) -> Vec<f32> {
         let out = self.at("out.npz");
-        let mut command = Command::new(binary("personalize"));
-        command.arg("predict").arg("--base").arg(self.at("base")).arg("--data").arg(self.at("inputs.npz"));
-        execute(command.arg("--out").arg(&out).args(["--device", self.device]).args(adapter));
+        let mut command = self.personalize("predict");
+        command.arg("--base").arg(self.at("base")).arg("--data").arg(self.at("inputs.npz"));
+        self.execute(command.arg("--out").arg(&out).args(["--device", self.device]).args(adapter));
         floats(&read(&out), &self.golden.output).to_vec()
+    }
+
+    /// A command on the device. On a Vulkan one the validation layer watches it, synchronization included.
+    fn personalize(&self, what: &str) -> Command {
+        let mut command = Command::new(binary("personalize"));
+        command.arg(what);
+        if self.is_validated() {
+            command.envs([
+                ("VK_INSTANCE_LAYERS", LAYER),
+                ("VK_LOADER_DEBUG", "layer"),
+                ("VK_KHRONOS_VALIDATION_VALIDATE_SYNC", "1"),
+                ("VK_KHRONOS_VALIDATION_REPORT_FLAGS", "error,warn"),
+                ("VK_KHRONOS_VALIDATION_DEBUG_ACTION", "VK_DBG_LAYER_ACTION_LOG_MSG"),
+            ]);
+            command.env("VK_KHRONOS_VALIDATION_LOG_FILENAME", self.at("validation.txt"));
+        }
+        command
+    }
+
+    /// Runs a command of [`Self::personalize`] that must succeed, without a word of the validation layer.
+    fn execute(&self, command: &mut Command) -> Vec<u8> {
+        let (said, errors) = execute(command);
+        if self.is_validated() {
+            assert!(errors.contains(LAYER), "the validation layer is not loaded: {errors}");
+            let complaints = fs::read_to_string(self.at("validation.txt")).unwrap_or_default();
+            assert_eq!(complaints.trim(), "", "{command:?}");
+        }
+        said
+    }
+
+    fn is_validated(&self) -> bool {
+        self.device.starts_with("vulkan") && std::env::var_os("INLAY_REQUIRE_VULKAN").is_some()
     }
 
     /// Every element within `limit` of the largest, at least of 1.
@@ -264,10 +297,10 @@ fn floats<'a>(arrays: &'a Arrays, name: &str) -> &'a [f32] {
     arrays.get(name).and_then(HostTensor::floats).unwrap_or_else(|| panic!("no floats \"{name}\""))
 }
 
-/// Runs a command that must succeed; gives what it printed.
-fn execute(command: &mut Command) -> Vec<u8> {
+/// Runs a command that must succeed; gives what it printed, as a result and otherwise.
+fn execute(command: &mut Command) -> (Vec<u8>, String) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}\n{}: {errors}", output.status);
-    output.stdout
+    (output.stdout, errors.into_owned())
 }

@@ -5,7 +5,7 @@ use vulkano::instance::debug::{
     DebugUtilsMessengerCreateInfo, ValidationFeatureEnable,
 };
 use vulkano::instance::{Instance, InstanceCreateFlags, InstanceCreateInfo, InstanceExtensions};
-use vulkano::{Version, VulkanLibrary};
+use vulkano::{Validated, Version, VulkanLibrary};
 
 use crate::backend::DeviceError;
 
@@ -67,7 +67,10 @@ pub(super) fn load(validation: bool) -> Result<Loaded, DeviceError> {
         info.enabled_extensions.ext_validation_features = true;
         info.enabled_validation_features.push(ValidationFeatureEnable::SynchronizationValidation);
     }
-    let instance = Instance::new(library, info).map_err(|error| missing(error.to_string()))?;
+    let instance = Instance::new(library, info).map_err(|error| match error {
+        Validated::Error(error) => missing(error.to_string()),
+        Validated::ValidationError(error) => missing(error.to_string()),
+    })?;
 
     let log = ValidationLog::default();
     let messenger = validation.then(|| messenger(&instance, log.clone())).transpose()?;
