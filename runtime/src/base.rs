@@ -102,7 +102,7 @@ pub enum LoadError {
 #[non_exhaustive]
 pub enum TensorError {
     /// The external data leads out of the folder.
-    #[error("external data \"{location}\" is not a plain file name in the model's folder")]
+    #[error("external data \"{location}\" is not a plain file in the model's folder; copy both files into one folder")]
     Location {
         /// The location in the file.
         location: String,
@@ -188,7 +188,7 @@ impl Base {
         let path = if path.is_dir() { path.join(MODEL_FILE) } else { path.to_path_buf() };
         let onnx = map_path(&path)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        assemble(&path, onnx, verify, Checks::Exported, |location| map_path(&folder.join(location)).map(Some))
+        assemble(&path, onnx, verify, Checks::Exported, |location| map_beside(&folder, location).map(Some))
     }
 
     /// Opens a base that is one file with everything inline, inside another file such as an APK: `len` bytes from
@@ -303,6 +303,18 @@ impl Mapping for Map {
     fn bytes(&self) -> &[u8] {
         &self.0
     }
+}
+
+/// Maps the file `location` of `folder`, which a link must not lead out of.
+fn map_beside(folder: &Path, location: &str) -> Result<Arc<dyn Mapping>, LoadError> {
+    let path = folder.join(location);
+    let real = |path: &Path| path.canonicalize().map_err(|source| LoadError::Io { path: path.to_path_buf(), source });
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    if !real(&path)?.starts_with(real(folder)?) {
+        let source = TensorError::Location { location: location.to_owned() };
+        return Err(LoadError::Tensor { tensor: location.to_owned(), source });
+    }
+    map_path(&path)
 }
 
 fn map_path(path: &Path) -> Result<Arc<dyn Mapping>, LoadError> {

@@ -3,8 +3,8 @@
 //! The reader is written for files that nobody vouches for: a header is believed only as far as its array's bytes go.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use zip::write::SimpleFileOptions;
@@ -88,28 +88,52 @@ pub fn read(path: &Path) -> Result<Vec<(String, HostTensor)>, NpzError> {
     Ok(arrays)
 }
 
-/// Writes `arrays` to an uncompressed archive at `path`, replacing what is there.
+/// Writes `arrays` to an uncompressed archive at `path`, replacing the file that is there or that a link there leads to.
+/// A device or a pipe is written to.
 ///
 /// # Errors
-/// When the file cannot be written; what was at `path` is then untouched.
+/// When the file cannot be written; a file that was at `path` is then untouched.
 pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, &'a HostTensor)>) -> Result<(), NpzError> {
-    let io = |source| NpzError::Io { path: path.into(), source };
-    let folder = match path.parent() {
+    // In memory first: a disk that fills up then meets one write, whose error is the whole story.
+    let bytes = to_zip(arrays).expect("memory takes every write");
+    replace(path, &bytes).map_err(|source| NpzError::Io { path: path.into(), source })
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let existing = match fs::canonicalize(path) {
+        Ok(existing) => Some(existing),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let target = existing.as_deref().unwrap_or(path);
+    let metadata = existing.as_deref().map(fs::metadata).transpose()?;
+    if metadata.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+        return File::options().write(true).open(target)?.write_all(bytes);
+    }
+    let folder = match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let file = tempfile::Builder::new().prefix(".npz").tempfile_in(folder).map_err(io)?;
-    let file = write_zip(file, arrays).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".npz");
+    match metadata {
+        Some(metadata) => builder.permissions(metadata.permissions()),
+        #[cfg(unix)]
+        None => builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)),
+        #[cfg(not(unix))]
+        None => &mut builder,
+    };
+    let file = builder.tempfile_in(folder)?;
+    // The plain file: errors of the other one name a path that means nothing to anybody.
+    let mut plain = file.as_file();
+    plain.write_all(bytes)?;
+    plain.sync_all()?;
+    file.persist(target).map_err(|error| error.error)?;
     Ok(())
 }
 
-fn write_zip<'a, W: Write + Seek>(
-    writer: W,
-    arrays: impl IntoIterator<Item = (&'a str, &'a HostTensor)>,
-) -> io::Result<W> {
-    let mut zip = ZipWriter::new(BufWriter::new(writer));
+fn to_zip<'a>(arrays: impl IntoIterator<Item = (&'a str, &'a HostTensor)>) -> io::Result<Vec<u8>> {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, array) in arrays {
         let bytes = array.len() as u64 * 8;
         let options = SimpleFileOptions::default()
@@ -118,7 +142,7 @@ fn write_zip<'a, W: Write + Seek>(
         zip.start_file(format!("{name}.npy"), options)?;
         write_npy(&mut zip, array)?;
     }
-    zip.finish()?.into_inner().map_err(|error| error.into_error())
+    Ok(zip.finish()?.into_inner())
 }
 
 fn write_npy(writer: &mut impl Write, array: &HostTensor) -> io::Result<()> {
@@ -375,7 +399,7 @@ mod tests {
         for ((name, array), (read_name, read)) in arrays.iter().zip(&read) {
             assert_eq!((*name, array), (read_name.as_str(), read));
         }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
     #[test]
@@ -429,18 +453,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
         assert!(matches!(read(&path), Err(NpzError::Io { .. })));
-        std::fs::write(&path, b"not a zip").unwrap();
+        fs::write(&path, b"not a zip").unwrap();
         assert!(matches!(read(&path), Err(NpzError::Archive { .. })));
         let array = HostTensor::of([64], vec![1.0; 64]);
         write(&path, [("x", &array)]).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
         for cut in [0, 40, 200, bytes.len() - 1] {
-            std::fs::write(&path, &bytes[..cut]).unwrap();
+            fs::write(&path, &bytes[..cut]).unwrap();
             assert!(read(&path).is_err(), "cut at {cut}");
         }
         let mut flipped = bytes.clone();
         flipped[200] ^= 1;
-        std::fs::write(&path, &flipped).unwrap();
+        fs::write(&path, &flipped).unwrap();
         assert!(read(&path).is_err(), "the checksum of an entry is checked");
     }
 }

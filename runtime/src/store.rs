@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use inlay_format::record::{MAX_RECORD_BYTES, Record, RecordChecksum};
+use inlay_format::record::{Record, RecordChecksum};
 use inlay_format::state::{MAX_STATE_BYTES, State};
 
 mod disk;
@@ -16,9 +16,10 @@ mod error;
 mod name;
 
 pub use error::{Action, StoreError};
-pub use name::MAX_USER_BYTES;
+pub use inlay_format::record::MAX_RECORD_BYTES;
+pub use name::{MAX_USER_BYTES, check_user};
 
-use name::{ADAPTER, STATE};
+use name::{ADAPTER, STATE, TEMPORARY};
 
 const LOCK_FILE: &str = "store.lock";
 
@@ -76,6 +77,18 @@ impl AdapterStore {
         let store = Self { dir };
         store.sweep();
         Ok(store)
+    }
+
+    /// Checks that adapters can be saved here, before work is done whose result could not.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the store cannot be written.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        // Named as what a killed writer leaves, so that it is swept if this process is killed.
+        let probe = self.dir.join(name::file_name("probe", ADAPTER)? + TEMPORARY);
+        disk::open_private(&probe).map_err(Action::Write.failed(&probe))?;
+        disk::remove_if_any(&probe)
     }
 
     /// The folder, as an absolute path.

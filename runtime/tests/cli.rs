@@ -191,7 +191,11 @@ fn bad_arguments_exit_with_2() {
     fails(2, train().chain(["--weight-decay", "-1"]), "--weight-decay");
     fails(2, train().chain(["--optimizer", "adam"]), "adamw");
     fails(2, train().chain(["--loss", "hinge"]), "cross-entropy");
-    fails(2, train().chain(["--schedule", "square"]), "constant, linear or cosine");
+    fails(2, train().chain(["--schedule", "square"]), "constant, linear, cosine");
+    fails(2, train().chain(["--momentum", "0.9"]), "--optimizer sgd");
+    fails(2, train().chain(["--hold-back", "0"]), "--hold-back");
+    fails(2, train().chain(["--targets", "[fc"]), "--targets");
+    fails(2, ["eval", "--base", BASE, "--data", DATA, "--store", "s", "--user", ""], "--user");
     fails(2, train().chain(["--vulkan-timeout", "soon"]), "a duration such as 500ms or 10s");
     fails(2, ["predict", "--base", BASE, "--data", DATA, "--out", "x.npz", "--user", "anna"], "--store");
     assert!(scratch.files().is_empty());

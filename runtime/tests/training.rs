@@ -276,7 +276,7 @@ fn an_adapter_that_changes_nothing_is_refused() {
     let refused = session.set_adapter(Some(untrained.clone()));
     assert!(matches!(refused, Err(SessionError::Adapter(AdapterError::ChangesNothing))));
     // The first step of a warm-up has a rate of 0.
-    let options = options().steps(1).schedule(Schedule::Constant, 5);
+    let options = options().steps(1).schedule(Schedule::Constant, 1);
     let mut trainer = Trainer::new(&mut session, untrained, &data, options).unwrap();
     let error = trainer.run(|_| ControlFlow::Continue(())).unwrap_err();
     assert!(matches!(error, TrainError::Adapter(AdapterError::ChangesNothing)), "{error}");

@@ -38,7 +38,8 @@ fn two_people_gain_from_their_own_adapters() {
     chart::draw(&rows, out.path()).expect("a chart");
     let read: Vec<Row> =
         serde_json::from_slice(&std::fs::read(out.path().join("watch.json")).expect("figures")).expect("a list");
-    assert_eq!(read, rows);
+    let figures: Vec<Row> = rows.iter().map(|row| Row { if_accepted: None, ..row.clone() }).collect();
+    assert_eq!(read, figures);
     for file in ["watch.svg", "watch.png"] {
         assert!(std::fs::metadata(out.path().join(file)).is_ok_and(|meta| meta.len() > 0), "{file} is empty");
     }

@@ -272,6 +272,7 @@ mod tests {
             steps: 200,
             ms_per_step: 1.4,
             device: "CPU & <friends>".into(),
+            if_accepted: None,
         };
         figures.into_iter().enumerate().map(row).collect()
     }

@@ -26,6 +26,9 @@ pub struct Row {
     pub ms_per_step: f64,
     /// The device that trained.
     pub device: String,
+    /// Accuracy that the person's adapter would have had, where it was refused. For people, not part of the figures.
+    #[serde(skip)]
+    pub if_accepted: Option<f64>,
 }
 
 impl Row {
@@ -69,7 +72,7 @@ pub fn table(rows: &[Row]) -> String {
             row.steps,
             row.ms_per_step,
             row.device,
-            if row.refused() { " (keeps the base)" } else { "" },
+            row.if_accepted.map_or(String::new(), |x| format!(" (keeps the base; refused: {:.1} %)", 100.0 * x)),
         );
     }
     let _ = writeln!(text, "{rule}");

@@ -144,6 +144,7 @@ pub fn run(options: &Options, observe: &mut dyn FnMut(Event<'_>)) -> Result<Vec<
                 steps: mine.steps,
                 ms_per_step: mine.ms_per_step,
                 device: mine.device.clone(),
+                if_accepted: (!mine.accepted).then_some(own.adapter.accuracy),
             });
         }
     }

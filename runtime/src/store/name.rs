@@ -12,8 +12,11 @@ pub(super) const STATE: &str = ".state";
 /// What a file is called while it is written.
 pub(super) const TEMPORARY: &str = ".tmp";
 
-/// The file name of `user` with `extension`.
-pub(super) fn file_name(user: &str, extension: &str) -> Result<String, StoreError> {
+/// Checks that `user` can be the name of a user in a store.
+///
+/// # Errors
+/// [`StoreError::User`] when it is empty, longer than [`MAX_USER_BYTES`] or holds a control character.
+pub fn check_user(user: &str) -> Result<(), StoreError> {
     let reason = if user.is_empty() {
         "it is empty"
     } else if user.len() > MAX_USER_BYTES {
@@ -21,9 +24,14 @@ pub(super) fn file_name(user: &str, extension: &str) -> Result<String, StoreErro
     } else if user.chars().any(char::is_control) {
         "it holds a control character"
     } else {
-        return Ok(encode(user) + extension);
+        return Ok(());
     };
     Err(StoreError::User { user: user.into(), reason })
+}
+
+/// The file name of `user` with `extension`.
+pub(super) fn file_name(user: &str, extension: &str) -> Result<String, StoreError> {
+    check_user(user).map(|()| encode(user) + extension)
 }
 
 /// The user whose file with `extension` this is, if it is one.

@@ -158,13 +158,18 @@ impl<'s> Trainer<'s> {
             return Err(crate::session::SessionError::NotPerSample { name, shape: prediction, batch }.into());
         }
         check_labels(labels, &expected, loss.classes(&prediction))?;
+        let batches = Batches::new(&options, rows.len(), batch);
+        if options.warmup > batches.steps() {
+            let (option, found) = ("warm-up", options.warmup.to_string());
+            return Err(TrainError::Option { option, found, expected: "at most the steps of the run" });
+        }
         let version = session.engine.next_version();
         Ok(Trainer {
             data,
             held_back,
             settings,
             loss,
-            batches: Batches::new(&options, rows.len(), batch),
+            batches,
             batch,
             rows,
             rows_per_sample: loss.rows_per_sample(&prediction),

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use inlay_runtime::adapters::{self, Targets};
 use inlay_runtime::train::{self, Schedule};
-use inlay_runtime::{Device, Dtype, adapters};
+use inlay_runtime::{Device, Dtype, store};
 
 /// Largest size of a dimension that the command line takes.
 const MAX_SIZE: i64 = 1 << 16;
@@ -76,7 +78,7 @@ pub struct DeviceArgs {
 #[derive(Debug, Args)]
 pub struct AdapterArgs {
     /// Use the adapter of this user
-    #[arg(long, value_name = "NAME", requires = "store")]
+    #[arg(long, value_name = "NAME", requires = "store", value_parser = parse_user)]
     pub user: Option<String>,
     /// The folder where adapters are stored
     #[arg(long, value_name = "DIR", requires = "user")]
@@ -97,7 +99,7 @@ pub struct Train {
     #[arg(long, value_name = "FILE.npz")]
     pub data: PathBuf,
     /// Whose adapter this is
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_user)]
     pub user: String,
     /// The folder where adapters are stored; created if it is not there
     #[arg(long, value_name = "DIR")]
@@ -118,7 +120,7 @@ pub struct Train {
     #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = parse_positive, allow_negative_numbers = true)]
     pub lr: f32,
     /// How the learning rate changes
-    #[arg(long, default_value = "constant", value_parser = parse_schedule)]
+    #[arg(long, value_name = "NAME", default_value = "constant", value_parser = schedule_names())]
     pub schedule: Schedule,
     /// Steps over which the learning rate rises from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -145,7 +147,7 @@ pub struct Train {
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
     /// Part of the samples to hold back; the adapter is stored only if it beats the base on them
-    #[arg(long, value_name = "X", value_parser = parse_fraction, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_share, allow_negative_numbers = true)]
     pub hold_back: Option<f32>,
     /// How the record stores values
     #[arg(long, default_value = "f16")]
@@ -183,11 +185,19 @@ pub struct NewAdapter {
     #[arg(long)]
     pub rslora: bool,
     /// Only points whose path matches one of these globs [default: all points]
-    #[arg(long, value_name = "GLOB,...")]
+    #[arg(long, value_name = "GLOB,...", value_parser = parse_targets)]
     pub targets: Option<String>,
     /// Start from this adapter: a record, or a PEFT folder
     #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "alpha", "rslora", "targets"])]
     pub init_adapter: Option<PathBuf>,
+}
+
+impl Train {
+    /// What contradicts itself, where the parser cannot tell.
+    pub fn conflict(&self) -> Option<String> {
+        let momentum = self.momentum.is_some() && self.optimizer != "sgd";
+        momentum.then(|| format!("--momentum has no meaning for {}; use --optimizer sgd", self.optimizer))
+    }
 }
 
 /// Arguments of `predict`.
@@ -325,11 +335,23 @@ fn parse_device(text: &str) -> Result<Device, String> {
     text.parse().map_err(|error: inlay_runtime::device::ParseDeviceError| error.to_string())
 }
 
-fn parse_schedule(text: &str) -> Result<Schedule, String> {
-    Schedule::ALL
-        .into_iter()
-        .find(|schedule| schedule.name() == text)
-        .ok_or_else(|| "expected constant, linear or cosine".to_owned())
+fn schedule_names() -> impl TypedValueParser<Value = Schedule> {
+    let names: clap::builder::PossibleValuesParser = Schedule::ALL.map(|schedule| schedule.name()).into();
+    names.map(|name| {
+        Schedule::ALL.into_iter().find(|schedule| schedule.name() == name).expect("the parser knows these names only")
+    })
+}
+
+fn parse_share(text: &str) -> Result<f32, String> {
+    parse_number(text, |x| x > 0.0 && x < 1.0, "a number above 0 and below 1")
+}
+
+fn parse_user(text: &str) -> Result<String, String> {
+    store::check_user(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn parse_targets(text: &str) -> Result<String, String> {
+    Targets::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn parse_number(text: &str, fits: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {

@@ -11,13 +11,19 @@ mod train;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     // A wrong command line ends here, with exit code 2.
     let cli = Cli::parse();
+    if let Command::Train(args) = &cli.command
+        && let Some(conflict) = args.conflict()
+    {
+        Cli::command().error(ErrorKind::ArgumentConflict, conflict).exit();
+    }
     let json = cli.command.json();
     let done = match cli.command {
         Command::Train(args) => train::run(&args),

@@ -29,6 +29,11 @@ pub fn run(args: &Predict) -> Result<(), Failure> {
         let mut progress = Progress::new("predicting", data.len() as u64);
         session.predict_all(&data, args.batch_size as usize, |done| progress.set(done as u64, ""))?
     };
+    for (name, array) in &outputs {
+        if array.floats().is_some_and(|values| values.iter().any(|value| !value.is_finite())) {
+            output::note(format_args!("output \"{name}\" holds values that are not finite; look at the inputs"));
+        }
+    }
     npz::write(&args.out, outputs.iter().map(|(name, array)| (name.as_str(), array)))?;
     let device = &session.device().name;
     let predicted = Predicted {

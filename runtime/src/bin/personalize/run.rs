@@ -1,10 +1,12 @@
 //! What commands have in common: opening a base, a device, an adapter.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use inlay_runtime::peft::Prefix;
-use inlay_runtime::store::AdapterStore;
-use inlay_runtime::{Adapter, Base, DeviceOptions, LogSink, Session, SessionOptions, Verify};
+use inlay_runtime::store::{AdapterStore, MAX_RECORD_BYTES};
+use inlay_runtime::{Adapter, Base, Device, DeviceOptions, LogSink, Session, SessionOptions, Verify};
 
 use crate::args::{AdapterArgs, DeviceArgs};
 use crate::output::{Failure, note};
@@ -12,6 +14,9 @@ use crate::output::{Failure, note};
 /// Opens a base on the device that was asked for.
 pub fn session(base: &Path, args: &DeviceArgs) -> Result<Session, Failure> {
     let base = Base::open(base, Verify::Full)?;
+    if args.device == Device::Cpu && (args.vulkan_timeout.is_some() || args.cache_dir.is_some()) {
+        note("--vulkan-timeout and --cache-dir have no effect with --device cpu");
+    }
     let device = DeviceOptions {
         device: args.device.clone(),
         threads: args.threads.map(usize::from),
@@ -42,6 +47,13 @@ pub fn adapter_at(base: &Base, path: &Path) -> Result<Adapter, Failure> {
         }
         return Ok(adapter);
     }
-    let record = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let record = read_record(path).map_err(|error| format!("{}: {error}", path.display()))?;
     Adapter::from_record(base, &record).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+/// The bytes of a file, as far as a record can be long, and one more, which no decoder accepts.
+fn read_record(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_RECORD_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

@@ -44,10 +44,12 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let adapter = new_adapter(session.base(), &args.adapter, args.seed)?;
     // A store that cannot be written is found before the work, not after it.
     let store = AdapterStore::open(&args.store)?;
+    store.check_writable()?;
     let path = store.path_of(&args.user)?;
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
     let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
-    let mut log = args.log.as_deref().map(Log::create).transpose()?;
+    let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref()];
+    let mut log = args.log.as_deref().map(|log| Log::create(log, &inputs)).transpose()?;
 
     let mut progress = Progress::new("training", trainer.steps());
     let mut log_error = None;
@@ -178,7 +180,13 @@ struct LogLine {
 }
 
 impl Log {
-    fn create(path: &Path) -> Result<Self, Failure> {
+    /// Replaces the file at `path`, unless it is one of `inputs`.
+    fn create(path: &Path, inputs: &[Option<&PathBuf>]) -> Result<Self, Failure> {
+        let same =
+            |input: &PathBuf| path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|i| i == path));
+        if inputs.iter().flatten().any(|input| same(input)) {
+            return Err(format!("--log {} is an input of this run; choose another file", path.display()).into());
+        }
         let file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Log { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
