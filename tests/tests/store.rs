@@ -9,17 +9,53 @@
 use std::env;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use inlay_format::record::{self, BaseId, Dtype, LORA_KIND, PartHeader, PartValues, PointValues, Record, TensorValues};
-use inlay_runtime::store::{Action, AdapterStore, StoreError};
+use inlay_format::record::{
+    self, BaseId, Dtype, LORA_KIND, PartHeader, PartValues, PointValues, Record, RecordChecksum, TensorValues,
+};
+use inlay_runtime::store::{Action, AdapterStore, StoreError, StoreKey};
 
 const USER: &str = "anna";
 /// The store's folder, for the ignored tests.
 const STORE_DIR: &str = "INLAY_TEST_STORE";
+/// What an ignored test does in it.
+const MODE: &str = "INLAY_TEST_MODE";
 const SIGKILL: i32 = 9;
+
+/// How a store is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Plain,
+    Encrypted,
+    /// A rollback instead of a save.
+    Rollback,
+    /// Not by the store: a file that is overwritten in place.
+    InPlace,
+}
+
+impl Mode {
+    fn of_child() -> Self {
+        let name = env::var(MODE).unwrap_or_default();
+        let all = [Mode::Plain, Mode::Encrypted, Mode::Rollback, Mode::InPlace];
+        all.into_iter().find(|mode| format!("{mode:?}") == name).unwrap_or(Mode::Plain)
+    }
+
+    fn open(self, dir: impl AsRef<Path>) -> AdapterStore {
+        let store = AdapterStore::open(dir).unwrap();
+        if self == Mode::Encrypted { store.with_key(StoreKey::new([7; 32])) } else { store }
+    }
+}
+
+/// The store that an ignored test works on.
+fn store_of_child() -> AdapterStore {
+    Mode::of_child().open(env::var_os(STORE_DIR).unwrap())
+}
 
 /// A record of about 4 KiB whose values are `value`.
 fn record(value: f32) -> Vec<u8> {
@@ -32,13 +68,21 @@ fn record(value: f32) -> Vec<u8> {
     bytes
 }
 
-/// The value that the stored record was made of. Fails unless it is whole.
-fn stored(store: &AdapterStore) -> f32 {
-    let bytes = store.load(USER).unwrap();
-    let part = Record::decode(&bytes).unwrap().parts().next().unwrap();
+/// The value that a record was made of. Fails unless it is whole.
+fn value_of(bytes: &[u8]) -> f32 {
+    let part = Record::decode(bytes).unwrap().parts().next().unwrap();
     let value = part.point("fc1").unwrap().tensors().next().unwrap().values().next().unwrap();
     assert_eq!(bytes, record(value));
     value
+}
+
+/// The value that the stored record was made of. Fails unless it is whole.
+fn stored(store: &AdapterStore) -> f32 {
+    value_of(&store.load(USER).unwrap())
+}
+
+fn checksum(record: &[u8]) -> RecordChecksum {
+    Record::decode(record).unwrap().checksum()
 }
 
 fn temporaries(dir: &Path) -> usize {
@@ -46,10 +90,14 @@ fn temporaries(dir: &Path) -> usize {
     names.filter(|name| name.to_string_lossy().ends_with(".tmp")).count()
 }
 
-/// Arguments that make this binary run its ignored test `name`.
-fn child(name: &str) -> [&str; 4] {
-    ["--exact", name, "--ignored", "--nocapture"]
+/// This binary again, running its ignored test `name` on the store in `dir`.
+fn child(name: &str, dir: &Path, mode: Mode) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(CHILD_ARGUMENTS).arg(name).env(STORE_DIR, dir).env(MODE, format!("{mode:?}"));
+    command
 }
+
+const CHILD_ARGUMENTS: [&str; 3] = ["--ignored", "--nocapture", "--exact"];
 
 fn not_tested(what: &str, why: &str) {
     eprintln!("NOT TESTED: {what}: {why}");
@@ -58,62 +106,83 @@ fn not_tested(what: &str, why: &str) {
 #[test]
 #[ignore = "runs as another process"]
 fn child_saves_until_killed() {
-    let store = AdapterStore::open(env::var_os(STORE_DIR).unwrap()).unwrap();
-    for value in 1.. {
-        store.save(USER, &record(value as f32)).unwrap();
+    let store = store_of_child();
+    let first = store.load_if_any(USER).unwrap().map_or(1.0, |record| value_of(&record) + 1.0);
+    for value in (0u16..).map(|n| first + f32::from(n)) {
+        store.save(USER, &record(value)).unwrap();
         println!("saved {value}");
     }
 }
 
 #[test]
-fn what_was_saved_survives_a_killed_writer() {
-    let folder = tempfile::tempdir().unwrap();
+fn what_was_saved_survives_five_hundred_killed_writers() {
+    const KILLS: u64 = 500;
     let mut leftovers = 0;
-    for acknowledged in 1..=20 {
-        let dir = folder.path().join(acknowledged.to_string());
-        let mut writer = Command::new(env::current_exe().unwrap())
-            .args(child("child_saves_until_killed"))
-            .env(STORE_DIR, &dir)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(writer.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let last = lines.filter(|line| line.contains("saved ")).nth(acknowledged - 1).expect("the writer goes on");
-        writer.kill().unwrap();
-        writer.wait().unwrap();
-        assert!(last.ends_with(&format!("saved {acknowledged}")), "{last}");
+    for mode in [Mode::Plain, Mode::Encrypted] {
+        let folder = tempfile::tempdir().unwrap();
+        store_before(folder.path(), mode);
+        for kill in 0..KILLS / 2 {
+            let mut command = child("child_saves_until_killed", folder.path(), mode);
+            let mut writer = command.stdout(Stdio::piped()).spawn().unwrap();
+            let lines = BufReader::new(writer.stdout.take().unwrap()).lines().map(Result::unwrap);
+            let mut saved = lines.filter_map(|line| line.split("saved ").nth(1)?.parse::<f32>().ok());
+            let first = saved.next().expect("the writer goes on");
+            // Anywhere within the saves that follow, which take a millisecond or so each.
+            thread::sleep(Duration::from_micros(kill * 7919 % 3000));
+            writer.kill().unwrap();
+            writer.wait().unwrap();
+            let acknowledged = saved.last().unwrap_or(first);
 
-        leftovers += temporaries(&dir);
-        let store = AdapterStore::open(&dir).unwrap();
-        assert!(stored(&store) >= acknowledged as f32, "an acknowledged save was lost");
-        assert_eq!(temporaries(&dir), 0, "leftovers of the killed writer");
-        store.save(USER, &record(0.5)).unwrap();
+            leftovers += usize::from(temporaries(folder.path()) > 0);
+            let store = mode.open(folder.path());
+            let found = stored(&store);
+            assert!(found == acknowledged || found == acknowledged + 1.0, "{found} after {acknowledged} was saved");
+            let before = value_of(&store.load_previous(USER).unwrap().expect("one was there"));
+            assert!(before == found || before == found - 1.0 || kill == 0, "{before} kept before {found}");
+            assert_eq!(temporaries(folder.path()), 0, "leftovers of the killed writer");
+        }
     }
-    eprintln!("{leftovers} of 20 killed writers left a temporary file");
+    eprintln!("{leftovers} of {KILLS} killed writers left a temporary file");
+    assert!(leftovers > 0, "no writer was killed while it wrote");
 }
 
 #[test]
 #[ignore = "runs as another process"]
-fn child_saves_once() {
-    let store = AdapterStore::open(env::var_os(STORE_DIR).unwrap()).unwrap();
-    match store.save(USER, &record(2.0)) {
+fn child_writes_once() {
+    let store = store_of_child();
+    let done = match Mode::of_child() {
+        Mode::Plain | Mode::Encrypted => store.save(USER, &record(2.0)),
+        Mode::Rollback => store.rollback(USER),
+        Mode::InPlace => {
+            fs::write(store.path_of(USER).unwrap(), record(2.0)).unwrap();
+            Ok(())
+        }
+    };
+    match done {
         Ok(()) => println!("saved"),
         Err(StoreError::Io { action, source, .. }) => println!("refused {action:?} {:?}", source.kind()),
         Err(other) => panic!("{other}"),
     }
 }
 
-/// Runs `child_saves_once` over a store that holds record 1, with `inject` done to its calls on the store's files.
-fn save_under_strace(dir: &Path, inject: &str) -> io::Result<Output> {
-    let file = dir.join(format!("{USER}.adapter"));
-    let temporary = dir.join(format!("{USER}.adapter.tmp"));
-    Command::new("strace")
-        .args(["-f", "-o", "/dev/null", "-e", &format!("inject={inject}")])
-        .args([Path::new("-P"), dir, Path::new("-P"), &file, Path::new("-P"), &temporary])
-        .arg(env::current_exe()?)
-        .args(child("child_saves_once"))
-        .env(STORE_DIR, dir)
-        .output()
+/// A store that holds record 1, and before it what a rollback would bring back: record 2.
+fn store_before(dir: &Path, mode: Mode) -> AdapterStore {
+    let store = mode.open(dir);
+    store.save(USER, &record(2.0)).unwrap();
+    store.save(USER, &record(1.0)).unwrap();
+    store
+}
+
+/// Runs `child_writes_once` with `inject` done to its calls on the store's files.
+fn write_under_strace(dir: &Path, mode: Mode, inject: &str) -> Output {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-e", &format!("inject={inject}")]).arg("-P").arg(dir);
+    for file in ["anna.adapter", "anna.previous", "anna.state", "0.tmp", "1.tmp"] {
+        command.arg("-P").arg(dir.join(file));
+    }
+    let plain = child("child_writes_once", dir, mode);
+    command.arg(plain.get_program()).args(plain.get_args());
+    command.env(STORE_DIR, dir).env(MODE, format!("{mode:?}")).output().unwrap()
 }
 
 /// Why this machine cannot trace, if it cannot.
@@ -125,34 +194,54 @@ fn strace_missing() -> Option<String> {
     }
 }
 
-#[test]
-fn a_crash_at_any_system_call_leaves_the_old_record_or_the_new() {
-    if let Some(why) = strace_missing() {
-        return not_tested("crashes at every system call", &why);
-    }
-    let mut crashes = [0, 0];
-    for call in ["openat", "write", "fsync", "rename", "renameat2", "unlink", "close"] {
+/// How the store was found after a crash at each system call.
+#[derive(Debug, Default)]
+struct Crashes {
+    old: usize,
+    new: usize,
+    damaged: usize,
+}
+
+fn crash_everywhere(mode: Mode) -> Crashes {
+    let mut crashes = Crashes::default();
+    for call in ["openat", "write", "fsync", "rename", "renameat2", "unlink", "unlinkat", "ftruncate", "close"] {
         for nth in 1.. {
             let folder = tempfile::tempdir().unwrap();
-            let store = AdapterStore::open(folder.path()).unwrap();
-            store.save(USER, &record(1.0)).unwrap();
-            let traced = save_under_strace(store.dir(), &format!("{call}:signal=KILL:when={nth}")).unwrap();
+            let dir = store_before(folder.path(), mode).dir().to_owned();
+            let traced = write_under_strace(&dir, mode, &format!("{call}:signal=KILL:when={nth}"));
             if traced.status.signal() != Some(SIGKILL) {
                 let output = String::from_utf8_lossy(&traced.stdout);
                 assert!(output.contains("saved"), "{call} {nth}: {output}");
                 break;
             }
-            let store = AdapterStore::open(folder.path()).unwrap();
-            match stored(&store) {
-                1.0 => crashes[0] += 1,
-                2.0 => crashes[1] += 1,
-                other => panic!("killed at {call} {nth}: record {other}"),
+            let store = mode.open(folder.path());
+            match store.load(USER).map(|bytes| value_of(&bytes)) {
+                Ok(1.0) => crashes.old += 1,
+                Ok(2.0) => crashes.new += 1,
+                Ok(other) => panic!("{mode:?} killed at {call} {nth}: record {other}"),
+                Err(_) => crashes.damaged += 1,
             }
-            assert_eq!(temporaries(store.dir()), 0, "killed at {call} {nth}");
+            let before = value_of(&store.load_previous(USER).unwrap().expect("it was there"));
+            assert!([1.0, 2.0].contains(&before), "{mode:?} killed at {call} {nth}: {before} is kept");
+            assert_eq!(temporaries(store.dir()), 0, "{mode:?} killed at {call} {nth}");
         }
     }
-    eprintln!("{} crashes left the old record, {} the new one", crashes[0], crashes[1]);
-    assert!(crashes[0] >= 5 && crashes[1] >= 2, "the crashes missed the save: {crashes:?}");
+    eprintln!("{mode:?}: {crashes:?}");
+    crashes
+}
+
+#[test]
+fn a_crash_at_any_system_call_leaves_the_old_record_or_the_new() {
+    if let Some(why) = strace_missing() {
+        return not_tested("crashes at every system call", &why);
+    }
+    for mode in [Mode::Plain, Mode::Encrypted, Mode::Rollback] {
+        let crashes = crash_everywhere(mode);
+        assert_eq!(crashes.damaged, 0, "{mode:?}");
+        assert!(crashes.old >= 10 && crashes.new >= 2, "{mode:?}: the crashes missed the save: {crashes:?}");
+    }
+    // What the test would find if files were written in place.
+    assert!(crash_everywhere(Mode::InPlace).damaged > 0, "the test cannot fail");
 }
 
 #[test]
@@ -160,21 +249,176 @@ fn a_disk_that_fails_leaves_the_old_record() {
     if let Some(why) = strace_missing() {
         return not_tested("failing writes, syncs and renames", &why);
     }
-    for (inject, expected) in [
-        ("write:error=ENOSPC:when=1", "refused Write StorageFull"),
-        ("write:error=EIO:when=1", "refused Write"),
-        ("fsync:error=EIO:when=1", "refused Sync"),
-        ("rename:error=EIO:when=1", "refused Rename"),
-    ] {
-        let folder = tempfile::tempdir().unwrap();
-        let store = AdapterStore::open(folder.path()).unwrap();
-        store.save(USER, &record(1.0)).unwrap();
-        let traced = save_under_strace(store.dir(), inject).unwrap();
-        let output = String::from_utf8_lossy(&traced.stdout);
-        assert!(output.contains(expected), "{inject}: {output}{}", String::from_utf8_lossy(&traced.stderr));
-        assert_eq!(stored(&store), 1.0, "{inject}");
-        assert_eq!(temporaries(store.dir()), 0, "{inject}: a failed save cleans up");
+    for mode in [Mode::Plain, Mode::Encrypted, Mode::Rollback] {
+        for (inject, expected) in [
+            ("write:error=ENOSPC:when=1", "refused Write StorageFull"),
+            ("write:error=ENOSPC:when=2", "refused Write StorageFull"),
+            ("write:error=EIO:when=1", "refused Write"),
+            ("fsync:error=EIO:when=1", "refused Sync"),
+            ("fsync:error=EIO:when=2", "refused Sync"),
+            ("rename:error=EIO:when=1", "refused Rename"),
+            ("rename:error=EIO:when=2", "refused Rename"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = store_before(folder.path(), mode);
+            let traced = write_under_strace(store.dir(), mode, inject);
+            let output = String::from_utf8_lossy(&traced.stdout);
+            let errors = String::from_utf8_lossy(&traced.stderr);
+            assert!(output.contains(expected), "{mode:?} {inject}: {output}{errors}");
+            assert_eq!(stored(&store), 1.0, "{mode:?} {inject}");
+            assert!(store.load_previous(USER).unwrap().is_some(), "{mode:?} {inject}");
+            assert_eq!(temporaries(store.dir()), 0, "{mode:?} {inject}: a failed save cleans up");
+        }
     }
+    // The folder's own sync: the record is in place, but nobody may call it saved.
+    let folder = tempfile::tempdir().unwrap();
+    let store = store_before(folder.path(), Mode::Plain);
+    let traced = write_under_strace(store.dir(), Mode::Plain, "fsync:error=EIO:when=3");
+    assert!(String::from_utf8_lossy(&traced.stdout).contains("refused Sync"));
+    assert_eq!(stored(&store), 2.0);
+}
+
+/// Counts up in the stored record until the time is over; prints how often.
+#[test]
+#[ignore = "runs as another process"]
+fn child_counts() {
+    let store = store_of_child();
+    let end = Instant::now() + Duration::from_millis(env::var("INLAY_TEST_MS").unwrap().parse().unwrap());
+    let mut counted = 0;
+    while Instant::now() < end {
+        let old = store.load(USER).unwrap();
+        match store.save_over(USER, &record(value_of(&old) + 1.0), Some(checksum(&old))) {
+            Ok(()) => counted += 1,
+            Err(StoreError::Changed { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    println!("counted {counted}");
+}
+
+/// Two processes count in one record at once, while this one reads it.
+fn count_in_two_processes(time: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    for mode in [Mode::Plain, Mode::Encrypted] {
+        let dir = folder.path().join(format!("{mode:?}"));
+        let store = mode.open(&dir);
+        store.save(USER, &record(0.0)).unwrap();
+        let mut counters: Vec<_> = (0..2)
+            .map(|_| {
+                let mut command = child("child_counts", &dir, mode);
+                command.env("INLAY_TEST_MS", time.as_millis().to_string()).stdout(Stdio::piped()).spawn().unwrap()
+            })
+            .collect();
+        let (mut last, mut reads) = (0.0, 0);
+        while counters.iter_mut().any(|counter| counter.try_wait().unwrap().is_none()) {
+            let found = stored(&store);
+            assert!(found >= last, "{found} after {last}");
+            last = found;
+            reads += 1;
+        }
+        let counted = counters.into_iter().map(|counter| {
+            let output = counter.wait_with_output().unwrap();
+            assert!(output.status.success());
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.split("counted ").nth(1).unwrap().split_whitespace().next().unwrap().parse::<f32>().unwrap()
+        });
+        let counted: Vec<f32> = counted.collect();
+        assert!(counted.iter().all(|count| *count > 0.0), "{counted:?}");
+        assert_eq!(stored(&store), counted.iter().sum::<f32>(), "a save was lost");
+        eprintln!("{mode:?}: saves {counted:?}, {reads} reads");
+    }
+}
+
+#[test]
+fn two_processes_that_save_at_once_lose_nothing() {
+    count_in_two_processes(Duration::from_secs(1));
+}
+
+#[test]
+#[ignore = "takes two minutes"]
+fn two_processes_that_save_for_a_minute_lose_nothing() {
+    count_in_two_processes(Duration::from_secs(60));
+}
+
+#[test]
+fn ten_thousand_users_do_not_slow_the_store() {
+    const USERS: usize = 10_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = AdapterStore::open(folder.path()).unwrap();
+    let bytes = record(1.0);
+    for user in 0..USERS {
+        // Not by saving: a sync for each would take minutes.
+        fs::write(store.path_of(&format!("user-{user}")).unwrap(), &bytes).unwrap();
+    }
+    // The best of some, since other tests run beside this one.
+    let best = |work: &dyn Fn()| {
+        let times = (0..10).map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        });
+        times.min().unwrap()
+    };
+    let opening = best(&|| {
+        let store = AdapterStore::open(folder.path()).unwrap();
+        assert_eq!(store.load("user-1234").unwrap(), bytes);
+    });
+    let listing = best(&|| assert_eq!(store.list().unwrap().len(), USERS));
+    eprintln!("{USERS} users: open one {opening:?}, list {listing:?}");
+    assert!(opening < Duration::from_millis(5), "opening one takes {opening:?}");
+    assert!(listing < Duration::from_millis(200), "listing takes {listing:?}");
+}
+
+#[test]
+fn a_folder_without_permission_is_read_and_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("store");
+    let store = AdapterStore::open(&dir).unwrap();
+    store.save(USER, &record(2.0)).unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(folder.path(), 0o755);
+    mode(&dir, 0o555);
+    for file in [store.path_of(USER).unwrap(), dir.join("store.lock")] {
+        mode(&file, 0o444);
+    }
+    // For root there are no permissions: as nobody, then.
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let plain = child("child_has_no_permission", &dir, Mode::Plain);
+    let mut command = Command::new("setpriv");
+    command.args(nobody).arg(plain.get_program()).args(plain.get_args()).env(STORE_DIR, &dir);
+    match Command::new("setpriv").args(nobody).arg("test").arg("-x").arg(plain.get_program()).output() {
+        Ok(leave) if leave.status.success() => assert_passed(&command.output().unwrap()),
+        Ok(leave) => not_tested("a folder without permission", &String::from_utf8_lossy(&leave.stderr)),
+        Err(error) => not_tested("a folder without permission", &format!("setpriv: {error}")),
+    }
+    mode(&dir, 0o755);
+}
+
+#[test]
+#[ignore = "runs as another process"]
+fn child_has_no_permission() {
+    refuses_to_write(&store_of_child(), io::ErrorKind::PermissionDenied);
+}
+
+/// Every write is refused for this reason, and the record stays.
+fn refuses_to_write(store: &AdapterStore, reason: io::ErrorKind) {
+    assert_eq!(store.list().unwrap(), [USER]);
+    let writes = [
+        store.save(USER, &record(3.0)),
+        store.save("ben", &record(3.0)),
+        store.delete(USER),
+        store.rollback(USER),
+        store.sweep().map(drop),
+    ];
+    for refused in writes {
+        let refused = refused.unwrap_err();
+        match &refused {
+            StoreError::Io { source, .. } => assert_eq!(source.kind(), reason, "{refused}"),
+            other => panic!("{other}"),
+        }
+        assert!(refused.to_string().ends_with("; choose a folder that this program may write"), "{refused}");
+    }
+    assert_eq!(stored(store), 2.0);
 }
 
 /// Runs `script` with a private mount namespace, `$DIR` an empty folder and `run NAME` running the ignored test NAME with
@@ -182,7 +426,7 @@ fn a_disk_that_fails_leaves_the_old_record() {
 fn with_private_mounts(script: &str) -> Result<Output, String> {
     let folder = tempfile::tempdir().unwrap();
     let script =
-        format!("set -e\nrun() {{ {STORE_DIR}=\"$DIR\" \"$EXE\" --exact \"$1\" --ignored --nocapture; }}\n{script}");
+        format!("set -e\nrun() {{ {STORE_DIR}=\"$DIR\" \"$EXE\" --ignored --nocapture --exact \"$1\"; }}\n{script}");
     let mut why = String::new();
     for namespaces in ["--mount", "-rm"] {
         let leave = Command::new("unshare")
@@ -220,7 +464,7 @@ fn a_full_disk_leaves_the_old_record() {
 #[test]
 #[ignore = "runs as another process"]
 fn child_fills_the_disk() {
-    let store = AdapterStore::open(env::var_os(STORE_DIR).unwrap()).unwrap();
+    let store = store_of_child();
     store.save(USER, &record(1.0)).unwrap();
     let mut others = 0;
     let refused = loop {
@@ -241,14 +485,16 @@ fn child_fills_the_disk() {
     assert_eq!(temporaries(store.dir()), 0);
     assert_eq!(store.list().unwrap().len(), 1 + others);
     // The way out works.
-    store.delete("other-0").unwrap();
+    for other in ["other-0", "other-1"] {
+        store.delete(other).unwrap();
+    }
     store.save(USER, &record(4.0)).unwrap();
     assert_eq!(stored(&store), 4.0);
 }
 
 #[test]
 fn a_read_only_store_can_be_read() {
-    let script = "mount -t tmpfs -o size=64k none \"$DIR\"\nrun child_saves_once\n\
+    let script = "mount -t tmpfs -o size=64k none \"$DIR\"\nrun child_writes_once\n\
                   mount -o remount,ro \"$DIR\"\nrun child_reads_only";
     match with_private_mounts(script) {
         Ok(output) => assert_passed(&output),
@@ -259,14 +505,5 @@ fn a_read_only_store_can_be_read() {
 #[test]
 #[ignore = "runs as another process"]
 fn child_reads_only() {
-    let store = AdapterStore::open(env::var_os(STORE_DIR).unwrap()).unwrap();
-    assert_eq!(store.list().unwrap(), [USER]);
-    for refused in [store.save(USER, &record(3.0)), store.save("ben", &record(3.0)), store.delete(USER)] {
-        let refused = refused.unwrap_err();
-        match &refused {
-            StoreError::Io { source, .. } => assert_eq!(source.kind(), io::ErrorKind::ReadOnlyFilesystem, "{refused}"),
-            other => panic!("{other}"),
-        }
-    }
-    assert_eq!(stored(&store), 2.0);
+    refuses_to_write(&store_of_child(), io::ErrorKind::ReadOnlyFilesystem);
 }

@@ -5,17 +5,21 @@ use std::path::{Path, PathBuf};
 use inlay_format::record::{RecordChecksum, RecordError};
 use inlay_format::state::StateError;
 
+use super::{AdapterId, SealError};
+
 /// Why a store cannot do what it was asked. The files that were there are as they were.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// A user name that the store does not take.
-    #[error("{user:?} cannot be a user name: {reason}")]
-    User {
+    /// A user or adapter name that the store does not take.
+    #[error("{name:?} cannot be the name of {} {what}: {reason}", article(what))]
+    Name {
+        /// Of what: a user or an adapter.
+        what: &'static str,
         /// The name.
-        user: String,
+        name: String,
         /// The rule it breaks.
-        reason: &'static str,
+        reason: String,
     },
     /// The folder is not there.
     #[error("there is no adapter store at {}; train an adapter first, or name another folder", .dir.display())]
@@ -23,52 +27,76 @@ pub enum StoreError {
         /// The folder.
         dir: PathBuf,
     },
-    /// The user has no adapter.
-    #[error("no adapter of {user:?} in {}; it holds {}", .dir.display(), Listed(.known))]
+    /// There is no such adapter.
+    #[error("no {id} in {}; it holds {}", .dir.display(), Listed(.known))]
     NoAdapter {
-        /// The user.
-        user: String,
+        /// The adapter.
+        id: AdapterId,
         /// The store's folder.
         dir: PathBuf,
-        /// The users who have one.
-        known: Vec<String>,
+        /// The adapters that there are.
+        known: Vec<AdapterId>,
     },
-    /// The user's record cannot be used.
-    #[error("the adapter of {user:?} at {} cannot be used", .path.display())]
+    /// There is no record to roll back to.
+    #[error("no earlier {id} in {}; one is kept from the second save on", .dir.display())]
+    NoPrevious {
+        /// The adapter.
+        id: AdapterId,
+        /// The store's folder.
+        dir: PathBuf,
+    },
+    /// The file to export to is there.
+    #[error("{} exists; name another file, or delete it", .path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be encrypted or decrypted.
+    #[error("the {id} at {} cannot be used", .path.display())]
+    Sealed {
+        /// The adapter.
+        id: AdapterId,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SealError,
+    },
+    /// The record cannot be used.
+    #[error("the {id} at {} cannot be used", .path.display())]
     Record {
-        /// The user.
-        user: String,
+        /// The adapter.
+        id: AdapterId,
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
         source: RecordError,
     },
     /// The bytes to save are not a whole record.
-    #[error("the adapter of {user:?} was not saved")]
+    #[error("the {id} was not saved")]
     NotSaved {
-        /// The user.
-        user: String,
+        /// The adapter.
+        id: AdapterId,
         /// What is wrong with it.
         source: RecordError,
     },
     /// The optimizer's state cannot be used.
-    #[error("the training state of {user:?} at {} cannot be used", .path.display())]
+    #[error("the training state of the {id} at {} cannot be used", .path.display())]
     State {
-        /// The user.
-        user: String,
+        /// The adapter.
+        id: AdapterId,
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
         source: StateError,
     },
-    /// Another process saved or deleted the user's adapter meanwhile.
+    /// Another process saved or deleted the adapter meanwhile.
     #[error(
-        "the adapter of {user:?} at {} changed meanwhile: expected {}, found {}; load it and train again",
+        "the {id} at {} changed meanwhile: expected {}, found {}; load it and train again",
         .path.display(), Checksum(.expected), Checksum(.found)
     )]
     Changed {
-        /// The user.
-        user: String,
+        /// The adapter.
+        id: AdapterId,
         /// Its file.
         path: PathBuf,
         /// Checksum of the record that was to be replaced.
@@ -132,6 +160,10 @@ impl fmt::Display for Action {
     }
 }
 
+fn article(what: &str) -> &'static str {
+    if what.starts_with('a') { "an" } else { "a" }
+}
+
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space and try again",
@@ -144,13 +176,14 @@ fn way_out(error: &io::Error) -> &'static str {
 }
 
 /// A few names, for people.
-struct Listed<'a>(&'a [String]);
+struct Listed<'a>(&'a [AdapterId]);
 
 impl fmt::Display for Listed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 8;
-        for (i, user) in self.0.iter().take(SHOWN).enumerate() {
+        for (i, AdapterId { user, name }) in self.0.iter().take(SHOWN).enumerate() {
             write!(f, "{}{user:?}", if i == 0 { "" } else { ", " })?;
+            name.iter().try_for_each(|name| write!(f, " ({name:?})"))?;
         }
         match self.0.len() {
             0 => f.write_str("none"),

@@ -61,7 +61,7 @@ fn save_load_list_delete() {
     store.delete("Anna").unwrap();
     assert_eq!(store.list().unwrap(), ["../..", "anna"]);
     assert_eq!(store.load_if_any("Anna").unwrap(), None);
-    assert_eq!(files(&store), ["%2e%2e%2f%2e%2e.adapter", "anna.adapter"]);
+    assert_eq!(files(&store), ["%2e%2e%2f%2e%2e.adapter", "anna.adapter", "anna.previous"]);
 }
 
 #[test]
@@ -146,24 +146,156 @@ fn states_belong_to_one_record() {
     assert_eq!(store.load_state("anna").unwrap(), None, "the state outlived its record");
 
     // As a crash between the record and the removal of its state would leave it.
+    let orphan = store.dir().join("ben.state");
+    fs::write(&orphan, state_of(&old)).unwrap();
     fs::write(store.dir().join("anna.state"), state_of(&old)).unwrap();
     let refused = store.load_state("anna").unwrap_err();
     assert!(matches!(refused, StoreError::State { source: StateError::OtherRecord { .. }, .. }), "{refused}");
+    assert_eq!(store.sweep().unwrap(), 1);
+    assert!(!orphan.exists() && store.dir().join("anna.state").exists());
     store.delete("anna").unwrap();
     assert!(files(&store).is_empty());
+}
+
+#[test]
+fn the_record_before_comes_back() {
+    let (_folder, store) = store();
+    store.save("anna", &record(1.0)).unwrap();
+    assert!(matches!(store.rollback("anna"), Err(StoreError::NoPrevious { .. })));
+    assert_eq!(store.load_previous("anna").unwrap(), None);
+    store.save("anna", &record(2.0)).unwrap();
+    // The same again is no new generation.
+    store.save("anna", &record(2.0)).unwrap();
+    store.save_state("anna", &state_of(&record(2.0))).unwrap();
+    assert_eq!(store.load_previous("anna").unwrap(), Some(record(1.0)));
+    for expected in [1.0, 2.0, 1.0] {
+        store.rollback("anna").unwrap();
+        assert_eq!(store.load("anna").unwrap(), record(expected));
+        assert_eq!(store.load_previous("anna").unwrap(), Some(record(3.0 - expected)));
+        assert_eq!(store.load_state("anna").unwrap(), None, "a state of another record");
+    }
+    // What is damaged is not kept, neither by a rollback nor by a save.
+    store.rollback("anna").unwrap();
+    fs::write(store.path_of("anna").unwrap(), "x").unwrap();
+    store.rollback("anna").unwrap();
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
+    fs::write(store.path_of("anna").unwrap(), "x").unwrap();
+    store.save("anna", &record(3.0)).unwrap();
+    assert_eq!(store.load_previous("anna").unwrap(), Some(record(1.0)));
+    store.delete("anna").unwrap();
+    assert!(files(&store).is_empty());
+}
+
+#[test]
+fn a_user_has_several_adapters_by_name() {
+    let (_folder, store) = store();
+    let ids: [AdapterId; 4] = ["anna".into(), ("anna", "work").into(), ("anna", "../work").into(), "anna.work".into()];
+    for (value, id) in ids.iter().enumerate() {
+        store.save(id, &record(value as f32)).unwrap();
+    }
+    assert_eq!(store.list().unwrap(), ["anna", "anna.work"]);
+    assert_eq!(store.adapters().unwrap(), [&ids[0], &ids[2], &ids[1], &ids[3]].map(Clone::clone));
+    for (value, id) in ids.iter().enumerate() {
+        assert_eq!(store.load(id).unwrap(), record(value as f32));
+    }
+    store.delete(("anna", "work")).unwrap();
+    let refused = store.load(("anna", "work")).unwrap_err().to_string();
+    assert!(refused.starts_with("no adapter \"work\" of \"anna\" in "), "{refused}");
+    assert!(refused.ends_with("it holds \"anna\", \"anna\" (\"../work\"), \"anna.work\""), "{refused}");
+    assert_eq!(store.load("anna").unwrap(), record(0.0));
+}
+
+#[test]
+fn adapters_leave_and_enter_as_files() {
+    let (folder, store) = store();
+    let file = folder.path().join("anna.adapter");
+    store.save("anna", &record(1.0)).unwrap();
+    store.export("anna", &file).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), record(1.0));
+    assert!(matches!(store.export("anna", &file), Err(StoreError::Exists { .. })));
+    store.import(("ben", "copy"), &file).unwrap();
+    assert_eq!(store.load(("ben", "copy")).unwrap(), record(1.0));
+    fs::write(&file, "x").unwrap();
+    assert!(matches!(store.import("ben", &file), Err(StoreError::NotSaved { .. })));
+    let nowhere = folder.path().join("nowhere");
+    assert!(matches!(store.import("ben", nowhere), Err(StoreError::Io { action: Action::Read, .. })));
+}
+
+fn sealed_as(refused: StoreError) -> SealError {
+    match refused {
+        StoreError::Sealed { source, .. } => source,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn encrypted_stores_do_all_that_others_do() {
+    let (folder, plain) = store();
+    let key = |byte| StoreKey::new([byte; 32]);
+    let store = plain.clone().with_key(key(1));
+    store.save("anna", &record(1.0)).unwrap();
+    store.save_over("anna", &record(2.0), Some(checksum(&record(1.0)))).unwrap();
+    store.save_state("anna", &state_of(&record(2.0))).unwrap();
+    assert_eq!(store.load_state("anna").unwrap(), Some(state_of(&record(2.0))));
+    assert_eq!(files(&store), ["anna.adapter", "anna.previous", "anna.state"]);
+    for file in files(&store) {
+        let bytes = fs::read(store.dir().join(file)).unwrap();
+        assert!(bytes.starts_with(b"INLX\x01") && !bytes.windows(4).any(|window| window == b"INLA"));
+    }
+    store.rollback("anna").unwrap();
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
+    let file = folder.path().join("anna.adapter");
+    store.export("anna", &file).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), record(1.0));
+
+    // Another key, or none, neither reads nor overwrites.
+    let other = plain.clone().with_key(key(2));
+    for (store, expected) in [(&other, SealError::WrongKey), (&plain, SealError::KeyNeeded)] {
+        let refused = [store.load("anna").map(drop), store.save("anna", &record(9.0)), store.rollback("anna")];
+        for refused in refused {
+            assert_eq!(sealed_as(refused.unwrap_err()), expected);
+        }
+    }
+    // Nor does a key read what is not encrypted.
+    plain.save("ben", &record(3.0)).unwrap();
+    assert_eq!(sealed_as(store.load("ben").unwrap_err()), SealError::NotSealed);
+    assert_eq!(sealed_as(store.save("ben", &record(4.0)).unwrap_err()), SealError::NotSealed);
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
+}
+
+#[test]
+fn encrypted_files_are_bound_to_their_place() {
+    let (_folder, store) = store();
+    let store = store.with_key(StoreKey::new([1; 32]));
+    store.save("anna", &record(1.0)).unwrap();
+    store.save("anna", &record(2.0)).unwrap();
+    let anna = store.path_of("anna").unwrap();
+    for to in [store.path_of("ben").unwrap(), store.path_of(("anna", "work")).unwrap()] {
+        fs::copy(&anna, to).unwrap();
+    }
+    for id in [AdapterId::from("ben"), ("anna", "work").into()] {
+        assert_eq!(sealed_as(store.load(&id).unwrap_err()), SealError::Altered);
+        // The way out of a damaged file: a new record.
+        store.save(&id, &record(3.0)).unwrap();
+        assert_eq!(store.load(&id).unwrap(), record(3.0));
+    }
+    fs::copy(store.dir().join("anna.previous"), &anna).unwrap();
+    assert_eq!(sealed_as(store.load("anna").unwrap_err()), SealError::Altered);
+    store.rollback("anna").unwrap();
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
 }
 
 #[test]
 fn leftovers_are_swept_and_strangers_kept() {
     let (_folder, store) = store();
     store.save("anna", &record(1.0)).unwrap();
-    for file in ["anna.adapter.tmp", "ben.state.tmp", "notes.tmp", "README"] {
+    for file in ["0.tmp", "1.tmp", "notes.tmp", "README"] {
         fs::write(store.dir().join(file), "x").unwrap();
     }
     // A live writer's file is not a leftover.
     let writing = store.lock().unwrap();
     AdapterStore::open(store.dir()).unwrap();
-    assert!(files(&store).contains(&"anna.adapter.tmp".into()));
+    assert!(files(&store).contains(&"0.tmp".into()));
     drop(writing);
     AdapterStore::open(store.dir()).unwrap();
     assert_eq!(files(&store), ["README", "anna.adapter", "notes.tmp"]);
@@ -173,7 +305,7 @@ fn leftovers_are_swept_and_strangers_kept() {
 #[test]
 fn a_leftover_does_not_stop_the_next_save() {
     let (_folder, store) = store();
-    fs::write(store.dir().join("anna.adapter.tmp"), "x").unwrap();
+    fs::write(store.dir().join("0.tmp"), "x").unwrap();
     store.save("anna", &record(1.0)).unwrap();
     assert_eq!(files(&store), ["anna.adapter"]);
 }
@@ -181,11 +313,13 @@ fn a_leftover_does_not_stop_the_next_save() {
 #[test]
 fn a_failed_save_leaves_nothing_behind() {
     let (_folder, store) = store();
-    // A folder where the record should be: the rename fails, after the temporary file was written.
-    fs::create_dir(store.path_of("anna").unwrap()).unwrap();
-    let refused = store.save("anna", &record(1.0)).unwrap_err();
+    // A folder where the record before should be: the rename fails, after the temporary files were written.
+    store.save("anna", &record(1.0)).unwrap();
+    fs::create_dir(store.dir().join("anna.previous")).unwrap();
+    let refused = store.save("anna", &record(2.0)).unwrap_err();
     assert!(matches!(refused, StoreError::Io { action: Action::Rename, .. }), "{refused}");
-    assert_eq!(files(&store), ["anna.adapter"]);
+    assert_eq!(files(&store), ["anna.adapter", "anna.previous"]);
+    assert_eq!(store.load("anna").unwrap(), record(1.0));
 }
 
 #[test]
@@ -200,7 +334,8 @@ fn writers_take_turns_and_readers_see_whole_records() {
         }
         scope.spawn(move || (0..200).for_each(|_| assert!(whole.contains(&store.load("anna").unwrap()))));
     });
-    assert_eq!(files(store), ["anna.adapter"]);
+    assert_eq!(files(store), ["anna.adapter", "anna.previous"]);
+    assert!(whole.contains(&store.load_previous("anna").unwrap().unwrap()));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """Adapter records of every version, written after docs/adapter-format.md alone.
 
-    pip install blake3 && python runtime/format/tests/golden/make_golden.py
+    pip install blake3 pycryptodome && python runtime/format/tests/golden/make_golden.py
 
 Files of a version are never changed: a reader for them is promised for ever. `record/golden.rs` holds the same
 adapters as values. Every value can be held exactly, so nothing depends on how a writer rounds.
@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 from blake3 import blake3
+from Crypto.Cipher import ChaCha20_Poly1305
 
 HERE = Path(__file__).parent
 BASE = bytes(range(16))
@@ -101,8 +102,19 @@ def state_v1(record):
     return sealed(b"INLS\x01" + fields + arrays)
 
 
+def sealed_v1(plain, file_name, key, nonce):
+    key_id = blake3(key, derive_key_context="Inlay 2026 adapter store key id").digest()[:8]
+    named = b"INLX\x01" + key_id
+    cipher = ChaCha20_Poly1305.new(key=key, nonce=nonce)  # 24 bytes of nonce: XChaCha20
+    cipher.update(named + file_name.encode())
+    encrypted, tag = cipher.encrypt_and_digest(plain)
+    return named + nonce + encrypted + tag
+
+
 for dtype in ("f32", "f16"):
     (HERE / f"v1.{dtype}.adapter").write_bytes(record_v1(dtype))
 for dtype, other in zip(DTYPES, ["int4", "int8", "f16", "int8"]):
     (HERE / f"v2.{dtype}.adapter").write_bytes(record_v2(dtype, other))
 (HERE / "v1.state").write_bytes(state_v1(record_v2("f16", "int8")))
+key, nonce = bytes(range(32)), bytes(range(100, 124))
+(HERE / "v1.sealed").write_bytes(sealed_v1(record_v2("int4", "int8"), "anna.adapter", key, nonce))

@@ -30,6 +30,9 @@ pub enum Command {
     Predict(Predict),
     /// Measure the loss and accuracy of a base, and of an adapter on it.
     Eval(Eval),
+    /// List, export, import, delete and roll back stored adapters.
+    #[command(subcommand)]
+    Adapters(Adapters),
     /// List the devices that open, and test them.
     Devices(Devices),
     /// Time training and prediction on random inputs.
@@ -43,6 +46,7 @@ impl Command {
             Command::Train(args) => args.json.json,
             Command::Predict(args) => args.json.json,
             Command::Eval(args) => args.json.json,
+            Command::Adapters(args) => args.json(),
             Command::Devices(args) => args.json.json,
             Command::Bench(args) => args.json.json,
         }
@@ -74,12 +78,111 @@ pub struct DeviceArgs {
     pub vulkan_timeout: Option<Duration>,
 }
 
+/// A store of adapters.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The folder where adapters are stored
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// The key under which the store is encrypted: a file of 32 random bytes, or of 64 hexadecimal digits
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// An adapter in a store.
+#[derive(Debug, Args)]
+pub struct StoredArgs {
+    /// Whose adapter it is
+    #[arg(long, value_name = "NAME", value_parser = parse_user)]
+    pub user: String,
+    /// Which of the user's adapters [default: the one without a name]
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    pub name: Option<String>,
+    /// Store
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// What to do with stored adapters.
+#[derive(Debug, Subcommand)]
+pub enum Adapters {
+    /// List the adapters of a store, and sweep what no adapter needs.
+    List {
+        /// Store
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Output
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Write an adapter's record to a file, not encrypted.
+    Export {
+        /// Adapter
+        #[command(flatten)]
+        adapter: StoredArgs,
+        /// The file to write; it must not be there
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Output
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Store the record in a file.
+    Import {
+        /// Adapter
+        #[command(flatten)]
+        adapter: StoredArgs,
+        /// The file to read
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+        /// Output
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Delete an adapter, the record before it and its training state.
+    Delete {
+        /// Adapter
+        #[command(flatten)]
+        adapter: StoredArgs,
+        /// Output
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Bring back the record before the last save; again: undo that.
+    Rollback {
+        /// Adapter
+        #[command(flatten)]
+        adapter: StoredArgs,
+        /// Output
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+impl Adapters {
+    fn json(&self) -> bool {
+        match self {
+            Adapters::List { json, .. }
+            | Adapters::Export { json, .. }
+            | Adapters::Import { json, .. }
+            | Adapters::Delete { json, .. }
+            | Adapters::Rollback { json, .. } => json.json,
+        }
+    }
+}
+
 /// Which adapter to use.
 #[derive(Debug, Args)]
 pub struct AdapterArgs {
     /// Use the adapter of this user
     #[arg(long, value_name = "NAME", requires = "store", value_parser = parse_user)]
     pub user: Option<String>,
+    /// Which of the user's adapters [default: the one without a name]
+    #[arg(long, value_name = "NAME", requires = "user", value_parser = parse_name)]
+    pub name: Option<String>,
+    /// The key under which the store is encrypted: a file of 32 random bytes, or of 64 hexadecimal digits
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub key_file: Option<PathBuf>,
     /// The folder where adapters are stored
     #[arg(long, value_name = "DIR", requires = "user")]
     pub store: Option<PathBuf>,
@@ -98,12 +201,9 @@ pub struct Train {
     /// Arrays named after the model's inputs, and labels
     #[arg(long, value_name = "FILE.npz")]
     pub data: PathBuf,
-    /// Whose adapter this is
-    #[arg(long, value_name = "NAME", value_parser = parse_user)]
-    pub user: String,
-    /// The folder where adapters are stored; created if it is not there
-    #[arg(long, value_name = "DIR")]
-    pub store: PathBuf,
+    /// Where the adapter goes; the store is created if it is not there
+    #[command(flatten)]
+    pub stored: StoredArgs,
     /// Adapter and its start
     #[command(flatten)]
     pub adapter: NewAdapter,
@@ -348,6 +448,10 @@ fn parse_share(text: &str) -> Result<f32, String> {
 
 fn parse_user(text: &str) -> Result<String, String> {
     store::check_user(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    store::check_name(text).map(|()| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn parse_targets(text: &str) -> Result<String, String> {

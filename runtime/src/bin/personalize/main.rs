@@ -1,5 +1,6 @@
-//! The command line of Inlay on a device: train, predict, eval, devices, bench.
+//! The command line of Inlay on a device: train, predict, eval, adapters, devices, bench.
 
+mod adapters;
 mod args;
 mod bench;
 mod devices;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

@@ -30,6 +30,16 @@ pub fn note(text: impl fmt::Display) {
 
 /// Prints an error with its causes.
 pub fn error(error: &dyn Error, json: bool) {
+    let text = with_causes(error);
+    let _ = if json {
+        writeln!(io::stderr(), "{}", serde_json::json!({ "error": text }))
+    } else {
+        writeln!(io::stderr(), "error: {text}")
+    };
+}
+
+/// An error and its causes, in one line.
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -41,11 +51,7 @@ pub fn error(error: &dyn Error, json: bool) {
         }
         cause = error.source();
     }
-    let _ = if json {
-        writeln!(io::stderr(), "{}", serde_json::json!({ "error": text }))
-    } else {
-        writeln!(io::stderr(), "error: {text}")
-    };
+    text
 }
 
 /// A bar on the terminal for work that takes longer than a second.

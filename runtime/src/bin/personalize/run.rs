@@ -5,10 +5,10 @@ use std::io::Read;
 use std::path::Path;
 
 use inlay_runtime::peft::Prefix;
-use inlay_runtime::store::{AdapterStore, MAX_RECORD_BYTES};
+use inlay_runtime::store::{AdapterId, AdapterStore, MAX_RECORD_BYTES, StoreKey};
 use inlay_runtime::{Adapter, Base, Device, DeviceOptions, LogSink, Session, SessionOptions, Verify};
 
-use crate::args::{AdapterArgs, DeviceArgs};
+use crate::args::{AdapterArgs, DeviceArgs, StoredArgs};
 use crate::output::{Failure, note};
 
 /// Opens a base on the device that was asked for.
@@ -31,11 +31,27 @@ pub fn adapter(base: &Base, args: &AdapterArgs) -> Result<Option<Adapter>, Failu
     match (&args.adapter, &args.user, &args.store) {
         (Some(path), ..) => adapter_at(base, path).map(Some),
         (None, Some(user), Some(store)) => {
-            let record = AdapterStore::open_existing(store)?.load(user)?;
+            let store = with_key(AdapterStore::open_existing(store)?, args.key_file.as_deref())?;
+            let record = store.load(AdapterId { user: user.clone(), name: args.name.clone() })?;
             Ok(Some(Adapter::from_record(base, &record)?))
         }
         _ => Ok(None),
     }
+}
+
+/// The id of an adapter in a store.
+pub fn id(args: &StoredArgs) -> AdapterId {
+    AdapterId { user: args.user.clone(), name: args.name.clone() }
+}
+
+/// A store with the key in this file, if one was named.
+pub fn with_key(store: AdapterStore, key_file: Option<&Path>) -> Result<AdapterStore, Failure> {
+    let Some(path) = key_file else { return Ok(store) };
+    let contents = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let key = StoreKey::parse(&contents).ok_or_else(|| {
+        format!("{}: expected a key of {} bytes or as many hexadecimal digits twice", path.display(), StoreKey::BYTES)
+    })?;
+    Ok(store.with_key(key))
 }
 
 /// An adapter from a record, or from a PEFT folder.

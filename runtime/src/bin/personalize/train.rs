@@ -3,8 +3,9 @@ use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use inlay_format::record::{Record, RecordChecksum};
 use inlay_runtime::adapters::Targets;
-use inlay_runtime::store::AdapterStore;
+use inlay_runtime::store::{AdapterId, AdapterStore, SealError, StoreError};
 use inlay_runtime::train::{StepReport, Verdict, losses, optimizers};
 use inlay_runtime::{Adapter, AdapterOptions, Base, Dataset, Dtype, TrainOptions, Trainer};
 use serde::Serialize;
@@ -17,6 +18,8 @@ use crate::run;
 #[derive(Serialize)]
 struct Summary<'a> {
     user: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     record: &'a Path,
     bytes: usize,
     points: usize,
@@ -43,9 +46,11 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let data = Dataset::read(session.base(), &args.data)?;
     let adapter = new_adapter(session.base(), &args.adapter, args.seed)?;
     // A store that cannot be written is found before the work, not after it.
-    let store = AdapterStore::open(&args.store)?;
+    let store = run::with_key(AdapterStore::open(&args.stored.store.store)?, args.stored.store.key_file.as_deref())?;
     store.check_writable()?;
-    let path = store.path_of(&args.user)?;
+    let id = run::id(&args.stored);
+    let path = store.path_of(&id)?;
+    let before = Before::find(&store, &id)?;
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
     let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
     let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref()];
@@ -72,11 +77,12 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     }
     let trained = trained?;
     let record = trained.adapter.to_record(Dtype::from(args.dtype))?;
-    store.save(&args.user, &record)?;
+    before.save(&store, &id, &record)?;
 
     let device = &session.device().name;
     let summary = Summary {
-        user: &args.user,
+        user: &id.user,
+        name: id.name.as_deref(),
         record: &path,
         bytes: record.len(),
         points,
@@ -90,7 +96,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     };
     let mut text = format!(
         "{}: {} steps on {} samples, last loss {:.4}, {:.2} ms a step on {device}\n{} parameters at {points} points -> {} ({} bytes)",
-        args.user,
+        id.user,
         trained.steps,
         data.len(),
         trained.loss,
@@ -103,6 +109,36 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
     }
     output::result(args.json.json, &summary, &text)
+}
+
+/// What the store held when the run began, so that another process's save meanwhile is not lost.
+enum Before {
+    Record(Option<RecordChecksum>),
+    /// Something damaged, which may be replaced.
+    Damaged,
+}
+
+impl Before {
+    fn find(store: &AdapterStore, id: &AdapterId) -> Result<Self, StoreError> {
+        match store.load_if_any(id) {
+            Ok(record) => Ok(Before::Record(record.as_deref().map(checksum))),
+            Err(StoreError::Record { .. } | StoreError::Sealed { source: SealError::Altered, .. }) => {
+                Ok(Before::Damaged)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn save(self, store: &AdapterStore, id: &AdapterId, record: &[u8]) -> Result<(), StoreError> {
+        match self {
+            Before::Record(previous) => store.save_over(id, record, previous),
+            Before::Damaged => store.save(id, record),
+        }
+    }
+}
+
+fn checksum(record: &[u8]) -> RecordChecksum {
+    Record::decode(record).expect("a store gives whole records").checksum()
 }
 
 impl From<Verdict> for HeldBack {
