@@ -25,7 +25,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train an adapter on a person's data and store it.
-    Train(Train),
+    Train(Box<Train>),
     /// Compute a base's outputs, with or without an adapter.
     Predict(Predict),
     /// Measure the loss and accuracy of a base, and of an adapter on it.
