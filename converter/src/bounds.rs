@@ -44,6 +44,7 @@ pub fn check(graph: &Graph) -> Result<()> {
 fn range(attribute: &str) -> Option<std::ops::RangeInclusive<i64>> {
     Some(match attribute {
         "axis" | "axes" | "batch_dims" | "perm" => -MAX_RANK..=MAX_RANK,
+        "num_heads" | "q_num_heads" | "kv_num_heads" | "rotary_embedding_dim" => 0..=MAX_EXTENT,
         "kernel_shape" | "strides" | "dilations" | "group" | "num_outputs" => 1..=MAX_EXTENT,
         "pads" => 0..=MAX_EXTENT,
         _ => return None,

@@ -9,11 +9,12 @@ use inlay_format::metadata::FORMAT_KEY;
 use crate::canonicalize::canonicalize;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
+use crate::kv_cache;
 use crate::points::{candidates, select};
 use crate::quantize::{Quant, quantize};
 use crate::read::read;
 use crate::report::{PackedWeight, Report, Skipped, bytes, notes};
-use crate::verify::{MAX_VERIFIED_BYTES, smoke_test, verify};
+use crate::verify::{MAX_VERIFIED_BYTES, verify, verify_large};
 use crate::write::{DATA_FILE, MODEL_FILE, write_model, write_weights};
 
 /// What to export, where to, and how.
@@ -33,6 +34,8 @@ pub struct Options {
     pub max_error: Option<f32>,
     /// Where to write the report as a page.
     pub report: Option<PathBuf>,
+    /// Whether a decoder's cache of keys and values is taken out.
+    pub no_kv_cache: bool,
 }
 
 /// What the export is doing, for progress bars.
@@ -52,13 +55,16 @@ pub enum Stage {
 /// If the model cannot be read, is not supported, or the result differs from it; `options.out` is then as it was.
 pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     progress(Stage::Read);
-    let source = read(&options.model)?;
+    let mut source = read(&options.model)?;
     if source.metadata.contains_key(FORMAT_KEY) {
         return Err(Error::Invalid("the model was written by converter export; export its source instead".into()));
     }
     let out = resolve(&options.out)?;
     expect_replaceable(&out)?;
     let page = options.report.as_deref().map(|path| Page::create(path, &options.model)).transpose()?;
+    if options.no_kv_cache {
+        kv_cache::remove(&mut source)?;
+    }
     let canonical = canonicalize(&source)?;
     let all = candidates(&canonical);
     let chosen = select(&all, &options.targets)?;
@@ -99,10 +105,11 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     progress(Stage::Verify);
     let samples = options.samples.as_deref();
     if source.bytes > MAX_VERIFIED_BYTES {
-        smoke_test(&canonical, folder, samples)?;
+        report.outputs = verify_large(&canonical, folder, samples, options.max_error)?;
         let limit = bytes(MAX_VERIFIED_BYTES);
         report.not_verified = Some(format!(
-            "the source is larger than {limit}, so the reference did not run it; the exported model runs and gives numbers"
+            "the source is larger than {limit}, so the reference did not run it; the exported model is compared with its \
+             float form in the runtime"
         ));
     } else {
         report.outputs = verify(&source, &canonical, folder, samples, options.max_error)?;

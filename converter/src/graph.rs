@@ -193,6 +193,8 @@ pub struct Graph {
     pub types: HashMap<String, ValueType>,
     /// By Conv node: the factors of a BatchNormalization that was folded into the rows of its weight.
     pub row_scales: BTreeMap<String, Vec<f32>>,
+    /// By initializer of the source: the constant whose transpose it was, and which stands for it now.
+    pub tied: BTreeMap<String, String>,
 }
 
 /// Who makes and who uses each value.
@@ -276,6 +278,12 @@ impl Graph {
                 *input = to.to_owned();
             }
         }
+    }
+
+    /// The names of all nodes and values.
+    pub fn names(&self) -> HashSet<String> {
+        let nodes = self.nodes.iter().flat_map(|n| std::iter::once(&n.name).chain(&n.outputs));
+        nodes.chain(self.constants.keys()).chain(self.inputs.iter().map(|p| &p.name)).cloned().collect()
     }
 
     /// A value or node name that is not taken, starting with `stem`.

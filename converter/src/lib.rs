@@ -6,6 +6,7 @@
 //! - [`read`]: an ONNX file becomes a [`graph`] of nodes and [`tensor`]s, with the messages of [`proto`];
 //! - [`bounds`]: numbers that size loops and allocations are checked;
 //! - [`types`]: types, shapes and constant folding, by tract on the graph without its weights;
+//! - [`kv_cache`]: a decoder's cache is taken out, when asked;
 //! - [`canonicalize`]: the many spellings of exporters become one, of operators that [`support`] knows;
 //! - [`paths`] and [`points`]: module paths, and where adapters can be inserted;
 //! - [`insert`]: adapter branches as standard ONNX;
@@ -24,6 +25,7 @@ pub mod graph;
 mod html;
 pub mod insert;
 pub mod inspect;
+pub mod kv_cache;
 pub mod oracle;
 pub mod paths;
 pub mod points;

@@ -62,6 +62,9 @@ struct ExportArgs {
     /// Fail if quantization moves any output by more
     #[arg(long, value_name = "X", value_parser = positive)]
     max_error: Option<f32>,
+    /// Take a decoder's cache out: the inputs named past... and the outputs that continue them
+    #[arg(long)]
+    no_kv_cache: bool,
     /// Write the report as a page
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -144,6 +147,7 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
         report: args.report,
         samples: args.samples,
         max_error: args.max_error,
+        no_kv_cache: args.no_kv_cache,
     };
     let progress = Progress::start();
     let report = export(&options, &|stage| progress.show(stage));

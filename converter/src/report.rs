@@ -202,8 +202,12 @@ impl Report {
         for o in &self.outputs {
             let _ = writeln!(
                 text,
-                "output {:?}: structure {:.1e}; against the float source: max {:.2e}, relative L2 {:.2e}, cosine {:.6}",
-                o.name, o.structure, o.max_abs, o.relative_l2, o.cosine
+                "output {:?}: structure {}; against the float source: max {:.2e}, relative L2 {:.2e}, cosine {:.6}",
+                o.name,
+                o.structure.map_or("not compared".to_owned(), |s| format!("{s:.1e}")),
+                o.max_abs,
+                o.relative_l2,
+                o.cosine
             );
         }
         for note in &self.notes {
@@ -230,7 +234,8 @@ impl Report {
         let outputs = self.outputs.iter().map(|o| {
             let number = |x: f32| format!("{x:.2e}");
             let cosine = format!("{:.6}", o.cosine);
-            row(&[o.name.clone(), number(o.structure), number(o.max_abs), number(o.relative_l2), cosine])
+            let structure = o.structure.map_or("not compared".to_owned(), number);
+            row(&[o.name.clone(), structure, number(o.max_abs), number(o.relative_l2), cosine])
         });
         let bar = |label: &str, n: u64| {
             let width = 100.0 * n as f64 / self.source_bytes.max(self.bytes()).max(1) as f64;

@@ -2,11 +2,12 @@
 
 use inlay_runtime::ops;
 
+use crate::canonicalize;
 use crate::error::{Error, Result};
 use crate::graph::Node;
 
-/// Operators that canonicalization always replaces.
-const REWRITTEN: &[&str] = &["Attention", "BatchNormalization", "CastLike", "Constant", "Dropout"];
+/// Operators that canonicalization always replaces, beside those that become primitives.
+const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
 
 /// Operators that the runtime runs, but that only the converter writes.
 const WRITTEN: &[&str] = &["DequantizeLinear"];
@@ -31,16 +32,14 @@ pub fn check(node: &Node) -> Result<()> {
 /// # Errors
 /// If `node`, as an exporter wrote it, is not supported.
 pub fn check_source(node: &Node) -> Result<()> {
-    if node.domain.is_empty() && REWRITTEN.contains(&node.op_type.as_str()) { Ok(()) } else { check(node) }
+    let rewritten = node.domain.is_empty() && REWRITTEN.contains(&node.op_type.as_str());
+    if rewritten || canonicalize::expansion(node).is_some() { Ok(()) } else { check(node) }
 }
 
 fn unsupported(node: &Node) -> Error {
     let way_out = match node.op_type.as_str() {
         _ if !node.domain.is_empty() => {
             "export the model with standard ONNX operators only, without runtime-specific fusion"
-        }
-        "RMSNormalization" | "RotaryEmbedding" => {
-            "export the model with opset_version=21 or lower, so that it is written as primitives"
         }
         "If" | "Loop" | "Scan" => "export the model without control flow that depends on data",
         "DequantizeLinear" | "QuantizeLinear" | "DynamicQuantizeLinear" => {
@@ -62,11 +61,11 @@ mod tests {
 
     #[test]
     fn an_error_names_node_operator_and_way_out() {
-        let mut node = Node::new("FusedMatMul", "fused", &["x"], "y");
+        let mut node = Node::new("QAttention", "fused", &["x"], "y");
         node.domain = "com.microsoft".into();
         let text = check(&node).unwrap_err().to_string();
         assert!(
-            text.contains("\"fused\"") && text.contains("com.microsoft.FusedMatMul") && text.contains("standard ONNX")
+            text.contains("\"fused\"") && text.contains("com.microsoft.QAttention") && text.contains("standard ONNX")
         );
     }
 }

@@ -34,6 +34,7 @@ fn refused_file(model: &Path) -> String {
         samples: None,
         max_error: None,
         report: None,
+        no_kv_cache: false,
     };
     let error = export(&options, &|_| ()).unwrap_err().to_string();
     assert!(!out.exists(), "a refused export wrote something");

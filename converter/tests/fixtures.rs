@@ -25,6 +25,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
         max_error: None,
         report: None,
+        no_kv_cache: false,
     }
 }
 
@@ -92,6 +93,9 @@ fn check(name: &str, float_tolerance: f32, int8_tolerance: f32) {
     }
 }
 
+/// Decoders with a cache, with the weights of `llama_ts17`.
+const CACHED: [&str; 2] = ["llama_cache_ts17", "llama_cache_ort"];
+
 macro_rules! fixtures {
     ($($name:ident)*) => {
         $(#[test]
@@ -101,7 +105,8 @@ macro_rules! fixtures {
 
         #[test]
         fn every_fixture_is_tested() {
-            let listed = [$(stringify!($name)),*];
+            let mut listed = vec![$(stringify!($name)),*];
+            listed.extend(CACHED);
             for entry in std::fs::read_dir(fixtures()).unwrap() {
                 let path = entry.unwrap().path();
                 if path.extension().is_some_and(|e| e == "onnx") {
@@ -119,6 +124,39 @@ fixtures! {
     twins_ts17 twins_dyn20
     encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa encoder_ts20
     encoder_dyn18 encoder_dyn20_tanh encoder_dyn21_sdpa encoder_dyn23 encoder_dyn23_sdpa
+    gpt2_ts17 gpt2_dyn18 gpt2_dyn21_sdpa gpt2_ort gelus_ort
+    llama_ts14_sdpa llama_ts17 llama_dyn18 llama_dyn21_sdpa llama_dyn23 llama_dyn23_sdpa llama_ort_mha
+}
+
+#[test]
+fn a_cache_is_taken_out() {
+    for name in CACHED {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let with_cache = Options { samples: None, ..options(name, &out, Quant::None) };
+        let without = Options { no_kv_cache: true, ..with_cache.clone() };
+        let report = export(&without, &|_| ()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let base = inlay_runtime::Base::open(&out, inlay_runtime::Verify::Full).unwrap();
+        let names = |ports: &[inlay_runtime::Port]| ports.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(base.inputs()).len(), names(base.outputs())), (2, vec!["logits".to_owned()]), "{name}");
+        assert_eq!(points(&report), modules(name), "{name}");
+        let found = difference("llama_ts17", &out);
+        assert!(found <= 1e-4, "{name}: {found} from PyTorch");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let error = export(&options("llama_cache_ort", &out, Quant::None), &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("GroupQueryAttention") && error.contains("--no-kv-cache"), "{error}");
+    let no_cache = Options { no_kv_cache: true, ..options("llama_ts17", &out, Quant::None) };
+    assert!(export(&no_cache, &|_| ()).unwrap_err().to_string().contains("past"));
+}
+
+#[test]
+fn a_cache_is_an_input_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    export(&options("llama_cache_ts17", &out, Quant::None), &|_| ()).unwrap();
+    assert!(difference("llama_cache_ts17", &out) <= 1e-4);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::base::{Base, Port};
 use crate::graph::{DType, Graph, HostData, HostTensor, ValueId};
 use crate::npz::{self, NpzError};
 use crate::onnx::Dim;
-pub use crate::plan::LABELS;
+pub use crate::plan::{IGNORED_LABEL, LABELS};
 use crate::random::Random;
 
 /// Samples for every input of a base, with or without labels.
@@ -120,6 +120,9 @@ pub enum DataError {
     /// Labels are needed and not there.
     #[error("the data has no array \"{LABELS}\"; add one row a sample of what the model should answer")]
     NoLabels,
+    /// No label counts.
+    #[error("every label is {IGNORED_LABEL}, which means that it does not count; label what the model should answer")]
+    AllIgnored,
     /// There are too few samples to hold some back.
     #[error("{samples} samples cannot be split into some to train on and some to hold back; give more data")]
     TooFew {

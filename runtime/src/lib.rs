@@ -77,7 +77,7 @@ pub mod store;
 
 pub use adapters::{Adapter, AdapterError, AdapterOptions};
 pub use base::{Base, LoadError, Port, Verify};
-pub use data::{DataError, Dataset, LABELS};
+pub use data::{DataError, Dataset, IGNORED_LABEL, LABELS};
 pub use device::{Device, DeviceOptions};
 pub use engine::RunError;
 pub use graph::{DType, HostData, HostTensor};

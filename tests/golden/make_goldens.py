@@ -54,6 +54,7 @@ class Source:
     opset: int
     inputs: Callable[[int, torch.Generator], tuple]
     classes: int  # of the labels; 0: targets shaped like the output
+    next_token: bool = False  # labels are the inputs one token on; padding and the last do not count
     folded: bool = True  # False: BatchNorm stays in the export and in the model that the adapter belongs to
 
 
@@ -91,6 +92,17 @@ def make_encoder():
     return model
 
 
+def causal_inputs(samples, g):
+    return models.tokens(samples, 8, 64, g)[:2]
+
+
+def next_tokens(ids, mask):
+    """What follows each token, -100 where nothing does."""
+    following = torch.cat([ids[:, 1:], ids[:, :1]], 1)
+    counts = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+    return torch.where(counts == 1, following, -100)
+
+
 BATCH, BATCH_SEQ = {0: "batch"}, {0: "batch", 1: "seq"}
 SOURCES = {
     "mlp": Source(models.Mlp, ("x",), BATCH, True, 20, lambda n, g: (torch.randn(n, 10, generator=g),), 11),
@@ -103,6 +115,7 @@ SOURCES = {
     ),
     "encoder": Source(make_encoder, TOKENS, BATCH_SEQ, False, 17, text_inputs, 10),
     "encoder_dynamo": Source(make_encoder, TOKENS, BATCH_SEQ, True, 21, text_inputs, 10),
+    "tiny_llama": Source(models.llama, TOKENS[:2], BATCH_SEQ, False, 17, causal_inputs, 64, next_token=True),
 }
 MLP_LINEARS = ["fc1", "fc2", "body.0", "body.2", "head"]
 CONVS = ["stem.0", "conv1", "conv2", "skip.0", "conv"]
@@ -118,6 +131,7 @@ RUNS = {
     "cnn_bn": Run("cnn_bn", [*CONVS, "fc", "head"], samples=8, steps=0),
     "encoder": Run("encoder", ["query", "value"], **TEXT),
     "encoder_all": Run("encoder_dynamo", ["query", "key", "value", "dense", "classifier"], lr=4e-3, **TEXT),
+    "tiny_llama": Run("tiny_llama", ["q_proj", "v_proj"], samples=10, batch_size=4),
 }
 
 
@@ -132,8 +146,12 @@ def quantize(weight: np.ndarray) -> np.ndarray:
 
 def quantize_model(model: nn.Module) -> None:
     """Replaces each Linear, Conv1d and Embedding weight that the converter would store as int8."""
+    done = set()  # a head tied to its table is quantized once
     for m in model.modules():
         if isinstance(m, (nn.Linear, nn.Conv1d, nn.Embedding)) and m.weight.numel() >= SMALLEST_QUANTIZED:
+            if id(m.weight) in done:
+                continue
+            done.add(id(m.weight))
             m.weight.data = torch.from_numpy(quantize(m.weight.detach().numpy()))
 
 
@@ -220,7 +238,7 @@ def loss_of(run: Run, output: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
     """The mean over the batch."""
     if run.loss == "mse":
         return nn.functional.mse_loss(output, labels)
-    return nn.functional.cross_entropy(output, labels)
+    return nn.functional.cross_entropy(output.flatten(0, -2), labels.flatten())
 
 
 def train(model: nn.Module, run: Run, inputs: tuple, labels: torch.Tensor) -> dict:
@@ -292,11 +310,12 @@ def make(name: str, run: Run) -> dict:
     inputs = source.inputs(run.samples, g)
     with torch.no_grad():
         output = source_model(run.source)(*inputs)
-    labels = (
-        torch.randint(0, source.classes, (run.samples,), generator=g)
-        if source.classes
-        else output + torch.randn(output.shape, generator=g)
-    )
+    if source.next_token:
+        labels = next_tokens(*inputs)
+    elif source.classes:
+        labels = torch.randint(0, source.classes, (run.samples,), generator=g)
+    else:
+        labels = output + torch.randn(output.shape, generator=g)
     np.savez(folder / "data.npz", **{n: x.numpy() for n, x in zip(source.names, inputs)}, labels=labels.numpy())
     for base in ("f32", "int8"):
         int8 = base == "int8"

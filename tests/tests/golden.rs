@@ -37,4 +37,5 @@ goldens! {
     cnn_bn,
     encoder,
     encoder_all,
+    tiny_llama,
 }

@@ -34,6 +34,11 @@ fn encoder() {
 }
 
 #[test]
+fn decoders() {
+    compare(&["gpt2", "llama", "gelus"]);
+}
+
+#[test]
 fn golden() {
     compare(&["golden/"]);
 }

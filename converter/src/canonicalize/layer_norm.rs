@@ -6,13 +6,12 @@ use crate::graph::{Attribute, Dim, Graph, Links, Node};
 use crate::tensor::Tensor;
 
 pub(super) fn run(graph: &mut Graph) -> Result<()> {
-    let mut i = 0;
-    while i < graph.nodes.len() {
-        let links = graph.links();
+    let mut links = graph.links();
+    for i in 0..graph.nodes.len() {
         if let Some(found) = find(graph, &links, i) {
             fuse(graph, found);
+            links = graph.links();
         }
-        i += 1;
     }
     Ok(())
 }

@@ -5,10 +5,18 @@ mod batch_norm;
 mod constants;
 mod functions;
 mod gelu;
+mod gelus;
 mod identity;
 mod layer_norm;
 mod layout;
+mod matmul;
+mod norms;
 mod opset;
+mod primitives;
+mod rotary;
+mod tied;
+
+pub use primitives::{ALL as EXPANSIONS, Expansion, find as expansion};
 
 use crate::error::Result;
 use crate::graph::{Graph, Node, OPSET};
@@ -32,6 +40,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "LayerNormalization", run: layer_norm::run },
     Pass { name: "Gelu", run: gelu::run },
     Pass { name: "BatchNormalization folded", run: batch_norm::run },
+    Pass { name: "tied heads", run: tied::run },
     Pass { name: "weight layout", run: layout::run },
 ];
 
@@ -53,8 +62,8 @@ pub fn canonicalize(model: &Model) -> Result<Graph> {
     Ok(graph)
 }
 
-/// The graph of `model` with functions inlined, Constant nodes made constants, Attention as primitives, and nothing that
-/// no output needs.
+/// The graph of `model` with functions inlined, Constant nodes made constants, operators that stand for several
+/// ([`EXPANSIONS`]) as primitives, and nothing that no output needs.
 ///
 /// # Errors
 /// If a function cannot be inlined, or an operator is unknown.
@@ -69,7 +78,7 @@ pub fn inlined(model: &Model) -> Result<Graph> {
         support::check_source(node)?;
     }
     bounds::check(&graph)?;
-    attention::run(&mut graph, model.opset)?;
+    primitives::run(&mut graph, model.opset)?;
     Ok(graph)
 }
 

@@ -120,7 +120,7 @@ pub fn layer_norm(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: LayerNormParams = from_words(params);
     let (x, gamma, beta) = (args.input(0), args.optional_input(1), args.optional_input(2));
     let (y, stats) = (args.output(3), args.output(4));
-    let (rows, cols) = (p.rows as usize, p.cols as usize);
+    let (rows, cols, centred) = (p.rows as usize, p.cols as usize, p.flags & LayerNormParams::UNCENTRED == 0);
     if cols == 0 {
         return;
     }
@@ -133,7 +133,7 @@ pub fn layer_norm(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
             || {
                 for ((x, y), stats) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).zip(stats.chunks_exact_mut(2))
                 {
-                    let mean = math::sum(x, |x| x) / cols as f32;
+                    let mean = if centred { math::sum(x, |x| x) / cols as f32 } else { 0.0 };
                     let variance = math::sum(x, |x| (x - mean) * (x - mean)) / cols as f32;
                     let rstd = 1.0 / (variance + p.eps).sqrt();
                     stats.copy_from_slice(&[mean, rstd]);
@@ -168,6 +168,7 @@ pub fn layer_norm_grad(context: &Context, params: &[u32], args: &mut Args<'_, f3
     }
     let (x, gamma, stats, dy) = (args.input(0), args.optional_input(1), args.input(2), args.input(3));
     let dx = args.output(4);
+    let centred = p.flags & LayerNormParams::UNCENTRED == 0;
     let per_task = rows_per_task(cols);
     context.pool.split([(&mut dx[..rows * cols], per_task * cols)], |task, [dx], scratch| {
         let (first, scratch) = (task * per_task, &mut scratch[..cols]);
@@ -187,7 +188,7 @@ pub fn layer_norm_grad(context: &Context, params: &[u32], args: &mut Args<'_, f3
                         }
                         None => dy,
                     };
-                    let sum = math::sum(g, |g| g) / cols as f32;
+                    let sum = if centred { math::sum(g, |g| g) / cols as f32 } else { 0.0 };
                     let dot = math::sum2(g, x, |g, x| g * ((x - mean) * rstd)) / cols as f32;
                     for ((dx, g), x) in dx.iter_mut().zip(g).zip(x) {
                         let value = rstd * (g - sum - (x - mean) * rstd * dot);

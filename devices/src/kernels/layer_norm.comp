@@ -1,6 +1,6 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// y = (x - mean) rstd gamma + beta over each row; stats[r] = (mean, rstd). See layer_norm.rs. One workgroup a row.
+// y = (x - mean) rstd gamma + beta over each row, mean = 0 if uncentred; stats[r] = (mean, rstd). See layer_norm.rs. One workgroup a row.
 
 #define LANES 64u
 #include "rows.glsl"
@@ -20,6 +20,7 @@ layout(set = 0, binding = 4) writeonly buffer Stats { float stats[]; };
 
 #define GAMMA 2u
 #define BETA 4u
+#define UNCENTRED 8u
 
 void main() {
     uint row = group_index();
@@ -28,8 +29,10 @@ void main() {
     uint start = row * cols;
 
     float mean = 0.0;
-    for (uint c = lane; c < cols; c += LANES) mean += x[start + c];
-    mean = reduce_sum(mean) / float(cols);
+    if ((flags & UNCENTRED) == 0u) {
+        for (uint c = lane; c < cols; c += LANES) mean += x[start + c];
+        mean = reduce_sum(mean) / float(cols);
+    }
     float variance = 0.0;
     for (uint c = lane; c < cols; c += LANES) {
         float centred = x[start + c] - mean;

@@ -6,7 +6,8 @@ use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, cover};
 ///
 /// `mean = sum_c x / C`, `rstd = 1 / sqrt(sum_c (x - mean)^2 / C + eps)`,
 /// `y[r, c] = (x[r, c] - mean[r]) rstd[r] gamma[c] + beta[c]`, with x and y: [R, C], gamma and beta: \[C\].
-/// stats: [R, 2] = (mean, rstd) is kept for the gradient.
+/// stats: [R, 2] = (mean, rstd) is kept for the gradient. With [`LayerNormParams::UNCENTRED`] mean is 0: RMS
+/// normalization.
 pub struct LayerNorm;
 
 /// Parameters of [`LayerNorm`], [`LayerNormGrad`] and [`LayerNormParamGrad`].
@@ -19,7 +20,8 @@ pub struct LayerNormParams {
     pub cols: u32,
     /// Added to the variance. Unused by the gradients.
     pub eps: f32,
-    /// [`LayerNormParams::GAMMA`], [`LayerNormParams::BETA`]; for the gradients also [`ACCUMULATE`].
+    /// [`LayerNormParams::GAMMA`], [`LayerNormParams::BETA`], [`LayerNormParams::UNCENTRED`]; for the gradients also
+    /// [`ACCUMULATE`].
     pub flags: u32,
 }
 
@@ -28,6 +30,12 @@ impl LayerNormParams {
     pub const GAMMA: u32 = 2;
     /// beta (for [`LayerNormParamGrad`]: dbeta) is present.
     pub const BETA: u32 = 4;
+    /// The mean is taken to be 0, as in RMS normalization. Unused by [`LayerNormParamGrad`], which reads it in stats.
+    pub const UNCENTRED: u32 = 8;
+
+    fn is_centred(&self) -> bool {
+        self.flags & LayerNormParams::UNCENTRED == 0
+    }
 
     fn len(&self) -> usize {
         self.rows as usize * self.cols as usize
@@ -62,7 +70,7 @@ impl Contract for LayerNorm {
         let (cols, len) = (p.cols as usize, T::of(f64::from(p.cols)));
         for r in 0..p.rows as usize {
             let x = &x[r * cols..][..cols];
-            let mean = x.iter().fold(T::of(0.0), |sum, &x| sum + x) / len;
+            let mean = if p.is_centred() { x.iter().fold(T::of(0.0), |sum, &x| sum + x) / len } else { T::of(0.0) };
             let variance = x.iter().fold(T::of(0.0), |sum, &x| sum + (x - mean) * (x - mean)) / len;
             let rstd = T::of(1.0) / (variance + T::of(f64::from(p.eps))).sqrt();
             for c in 0..cols {
@@ -82,7 +90,9 @@ impl Contract for LayerNorm {
         let mut samples = Vec::new();
         for (rows, cols) in SHAPES {
             for flags in [0, LayerNormParams::GAMMA, LayerNormParams::GAMMA | LayerNormParams::BETA] {
-                samples.push(Sample::random::<Self>(3, &LayerNormParams { rows, cols, eps: 1e-3, flags }));
+                for flags in [flags, flags | LayerNormParams::UNCENTRED] {
+                    samples.push(Sample::random::<Self>(3, &LayerNormParams { rows, cols, eps: 1e-3, flags }));
+                }
             }
         }
         samples
@@ -91,8 +101,8 @@ impl Contract for LayerNorm {
 
 /// Gradient of [`LayerNorm`] with respect to x.
 ///
-/// With `n = (x - mean) rstd` and `g = dy gamma`: `dx = rstd (g - sum_c g / C - n sum_c (g n) / C)`; with
-/// [`ACCUMULATE`] `dx +=`.
+/// With `n = (x - mean) rstd` and `g = dy gamma`: `dx = rstd (g - sum_c g / C - n sum_c (g n) / C)`, where
+/// [`LayerNormParams::UNCENTRED`] leaves out `sum_c g / C`; with [`ACCUMULATE`] `dx +=`.
 pub struct LayerNormGrad;
 
 impl Contract for LayerNormGrad {
@@ -123,6 +133,9 @@ impl Contract for LayerNormGrad {
                 sum += g(c);
                 dot += g(c) * normal(c);
             }
+            if !p.is_centred() {
+                sum = T::of(0.0);
+            }
             for c in 0..cols {
                 let value = rstd * (g(c) - sum / len - normal(c) * dot / len);
                 let dx = &mut dx[r * cols + c];
@@ -139,7 +152,9 @@ impl Contract for LayerNormGrad {
         let mut samples = Vec::new();
         for (rows, cols) in SHAPES {
             for flags in [0, LayerNormParams::GAMMA, ACCUMULATE, LayerNormParams::GAMMA | ACCUMULATE] {
-                samples.push(Sample::random::<Self>(4, &LayerNormParams { rows, cols, eps: 0.0, flags }));
+                for flags in [flags, flags | LayerNormParams::UNCENTRED] {
+                    samples.push(Sample::random::<Self>(4, &LayerNormParams { rows, cols, eps: 0.0, flags }));
+                }
             }
         }
         samples

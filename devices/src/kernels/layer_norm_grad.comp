@@ -1,6 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// dx (+)= rstd (g - mean_c(g) - n mean_c(g n)), g = dy gamma, n = (x - mean) rstd. See layer_norm.rs. One workgroup a row.
+// dx (+)= rstd (g - mean_c(g) - n mean_c(g n)), without mean_c(g) if uncentred; g = dy gamma, n = (x - mean) rstd.
+// See layer_norm.rs. One workgroup a row.
 
 #define LANES 64u
 #include "rows.glsl"
@@ -19,6 +20,7 @@ layout(set = 0, binding = 3) readonly buffer Dy { float dy[]; };
 layout(set = 0, binding = 4) buffer Dx { float dx[]; };
 
 #define GAMMA 2u
+#define UNCENTRED 8u
 
 void main() {
     uint row = group_index();
@@ -35,7 +37,7 @@ void main() {
         sum += g;
         dot_product += g * (x[start + c] - mean) * rstd;
     }
-    sum = reduce_sum(sum) / float(cols);
+    sum = (flags & UNCENTRED) != 0u ? 0.0 : reduce_sum(sum) / float(cols);
     dot_product = reduce_sum(dot_product) / float(cols);
     for (uint c = lane; c < cols; c += LANES) {
         uint at = start + c;

@@ -6,9 +6,9 @@ use crate::program::step;
 /// Cross-entropy of class labels, and its gradient with respect to the logits.
 ///
 /// `row_loss[r] = LOSS_SCALE (log sum_c e^logits[r, c] - logits[r, labels[r]])`,
-/// `dlogits[r, c] = LOSS_SCALE (softmax(logits[r])[c] - [c = labels[r]])`; both 0 for `r >= VALID_ROWS`. With
-/// [`ACCUMULATE`] `dlogits +=`. LOSS_SCALE and VALID_ROWS are read from step ([`step`]). dlogits may be absent. The
-/// host refuses labels outside `0..classes`; a body that meets one gives NaN.
+/// `dlogits[r, c] = LOSS_SCALE (softmax(logits[r])[c] - [c = labels[r]])`; both 0 for `r >= VALID_ROWS` and for negative
+/// labels, which are ignored. With [`ACCUMULATE`] `dlogits +=`. LOSS_SCALE and VALID_ROWS are read from step ([`step`]).
+/// dlogits may be absent. The host refuses labels of `classes` and more; a body that meets one gives NaN.
 pub struct SoftmaxCrossEntropy;
 
 /// Parameters of [`SoftmaxCrossEntropy`].
@@ -59,7 +59,7 @@ impl Contract for SoftmaxCrossEntropy {
         let (classes, scale) = (p.classes as usize, step[step::LOSS_SCALE]);
         for r in 0..p.rows as usize {
             let x = &logits[r * classes..][..classes];
-            let valid = (r as f64) < step[step::VALID_ROWS].to_f64();
+            let valid = (r as f64) < step[step::VALID_ROWS].to_f64() && labels[r] >= 0;
             let label = usize::try_from(labels[r]).ok().filter(|&label| label < classes);
             let max = x.iter().fold(T::of(f64::NEG_INFINITY), |max, &x| max.max(x));
             let sum = x.iter().fold(T::of(0.0), |sum, &x| sum + (x - max).exp());
@@ -93,10 +93,12 @@ impl Contract for SoftmaxCrossEntropy {
         for (rows, classes) in [(1, 1), (3, 7), (8, 42), (5, 301)] {
             for flags in [0, GRADIENT, GRADIENT | ACCUMULATE] {
                 let p = SoftmaxCrossEntropyParams { rows, classes, flags };
+                let mut labels = sample::ints(7, rows as usize, classes as i32);
+                if rows > 4 {
+                    labels[2] = -1;
+                }
                 samples.push(
-                    Sample::random::<Self>(6, &p)
-                        .with(1, SampleOperand::Ints(sample::ints(7, rows as usize, classes as i32)))
-                        .with(2, step_sample(rows)),
+                    Sample::random::<Self>(6, &p).with(1, SampleOperand::Ints(labels)).with(2, step_sample(rows)),
                 );
             }
         }

@@ -1,6 +1,7 @@
 #version 450
 #extension GL_GOOGLE_include_directive : require
-// row_loss[r] = scale (log sum e^x - x[label]), dlogits (+)= scale (softmax - one hot). See loss.rs. One workgroup a row.
+// row_loss[r] = scale (log sum e^x - x[label]), dlogits (+)= scale (softmax - one hot); 0 if label < 0. See loss.rs.
+// One workgroup a row.
 
 #define LANES 64u
 #include "rows.glsl"
@@ -26,7 +27,7 @@ void main() {
     uint lane = gl_LocalInvocationID.x;
     uint start = row * classes;
     float scale = step_values[STEP_LOSS_SCALE];
-    bool valid = float(row) < step_values[STEP_VALID_ROWS];
+    bool valid = float(row) < step_values[STEP_VALID_ROWS] && labels[row] >= 0;
     uint label = uint(labels[row]);
 
     float largest = -INFINITE;

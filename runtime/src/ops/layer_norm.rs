@@ -1,11 +1,24 @@
 use inlay_devices::kernels::{LayerNorm, LayerNormGrad, LayerNormParamGrad, LayerNormParams};
 
-use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
+use super::{Case, CaseInput, INLAY, NodeView, Op, OpError, TensorType};
 use crate::graph::Attributes;
 use crate::plan::{Backward, Forward, Operand, accumulated, u};
 
 /// Normalization over all dimensions from `axis` on, with scale and bias.
-pub struct LayerNormalization;
+pub struct Norm {
+    op_type: &'static str,
+    domain: &'static str,
+    flags: u32,
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) * scale + bias`.
+pub static LAYER_NORM: Norm = Norm { op_type: "LayerNormalization", domain: "", flags: 0 };
+
+/// Its op type.
+pub const RMS_NORM_TYPE: &str = "RMSNormalization";
+
+/// `x / sqrt(mean(x^2) + epsilon) * scale`. Made by fusion; files spell it in primitives.
+pub static RMS_NORM: Norm = Norm { op_type: RMS_NORM_TYPE, domain: INLAY, flags: LayerNormParams::UNCENTRED };
 
 /// Rows and columns of the normalization.
 fn rows_cols(node: &NodeView<'_>) -> Result<(usize, usize), OpError> {
@@ -22,16 +35,22 @@ fn rows_cols(node: &NodeView<'_>) -> Result<(usize, usize), OpError> {
     Ok((shape[..axis].iter().product(), cols))
 }
 
-fn params(node: &NodeView<'_>) -> Result<LayerNormParams, OpError> {
-    let (rows, cols) = rows_cols(node)?;
-    let present = |input: usize, flag: u32| if node.optional(input).is_some() { flag } else { 0 };
-    let flags = present(1, LayerNormParams::GAMMA) | present(2, LayerNormParams::BETA);
-    Ok(LayerNormParams { rows: u(rows), cols: u(cols), eps: node.attributes.float("epsilon", 1e-5), flags })
+impl Norm {
+    fn params(&self, node: &NodeView<'_>) -> Result<LayerNormParams, OpError> {
+        let (rows, cols) = rows_cols(node)?;
+        let present = |input: usize, flag: u32| if node.optional(input).is_some() { flag } else { 0 };
+        let flags = self.flags | present(1, LayerNormParams::GAMMA) | present(2, LayerNormParams::BETA);
+        Ok(LayerNormParams { rows: u(rows), cols: u(cols), eps: node.attributes.float("epsilon", 1e-5), flags })
+    }
 }
 
-impl Op for LayerNormalization {
+impl Op for Norm {
     fn op_type(&self) -> &'static str {
-        "LayerNormalization"
+        self.op_type
+    }
+
+    fn domain(&self) -> &'static str {
+        self.domain
     }
 
     fn infer(&self, node: &NodeView<'_>) -> Result<Vec<TensorType>, OpError> {
@@ -47,7 +66,7 @@ impl Op for LayerNormalization {
     }
 
     fn forward(&self, cx: &mut Forward<'_, '_>) -> Result<(), OpError> {
-        let params = params(&cx.node())?;
+        let params = self.params(&cx.node())?;
         let x = cx.contiguous_input(0)?;
         let mut vectors = [Operand::ABSENT; 2];
         for (i, vector) in vectors.iter_mut().enumerate() {
@@ -63,7 +82,7 @@ impl Op for LayerNormalization {
     }
 
     fn backward(&self, cx: &mut Backward<'_, '_>) -> Result<(), OpError> {
-        let params = params(&cx.node())?;
+        let params = self.params(&cx.node())?;
         let Some(dy) = cx.contiguous_gradient(0) else { return Ok(()) };
         let x = cx.contiguous_input(0)?;
         let stats = cx.saved(0);
@@ -85,7 +104,7 @@ impl Op for LayerNormalization {
             None => Operand::ABSENT,
         };
         cx.add(0, |l, dx, acc| {
-            let flags = (params.flags & LayerNormParams::GAMMA) | accumulated(acc);
+            let flags = (params.flags & !LayerNormParams::BETA) | accumulated(acc);
             let operands = [(&x).into(), gamma, (&stats).into(), (&dy).into(), dx.into()];
             l.call::<LayerNormGrad>(&LayerNormParams { flags, ..params }, &operands);
             Ok(())
@@ -95,6 +114,14 @@ impl Op for LayerNormalization {
     fn samples(&self) -> Vec<Case> {
         let attributes = Attributes::default().with_float("epsilon", 1e-3);
         let x = || CaseInput::step(1, &[2, 3, 5]);
+        if self.flags & LayerNormParams::UNCENTRED != 0 {
+            return vec![
+                Case::new("no scale", attributes.clone(), vec![x()]),
+                Case::new("frozen", attributes.clone(), vec![x(), CaseInput::constant(2, &[5])]),
+                Case::new("trained", attributes.clone(), vec![x(), CaseInput::step(2, &[5])]),
+                Case::new("two dimensions", attributes.with_int("axis", 1), vec![x(), CaseInput::constant(2, &[3, 5])]),
+            ];
+        }
         vec![
             Case::new(
                 "frozen",

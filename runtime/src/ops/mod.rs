@@ -36,6 +36,7 @@ pub use case::{Case, CaseInput};
 
 use binary::BINARY;
 use compare::{COMPARE, IS_NAN, NOT};
+pub(crate) use layer_norm::{LAYER_NORM, RMS_NORM, RMS_NORM_TYPE};
 use pool::POOL;
 use reduce::REDUCE;
 use reshape::RESHAPE;
@@ -90,7 +91,8 @@ pub static ALL: &[&dyn Op] = &[
     &HOST[2],
     &HOST[3],
     &HOST[4],
-    &layer_norm::LayerNormalization,
+    &LAYER_NORM,
+    &RMS_NORM,
     &matmul::MatMul,
     &POOL[0],
     &POOL[1],

@@ -2,12 +2,14 @@
 
 mod attention;
 mod linear;
+mod rms_norm;
 
 use super::analyze::{Analysis, Role, Step};
 
 /// Rewrites the steps. What is left without a use afterwards is for the caller to drop.
 pub(crate) fn fuse(analysis: &mut Analysis, outputs: &[usize]) {
     linear::fuse(analysis, outputs);
+    rms_norm::fuse(analysis, outputs);
     attention::fuse(analysis, outputs);
 }
 

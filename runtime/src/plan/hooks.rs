@@ -14,7 +14,8 @@ pub trait Loss {
     /// [`PlanError::Loss`] when the loss has no meaning for this shape.
     fn labels(&self, prediction: &[usize]) -> Result<TensorType, PlanError>;
 
-    /// For integer labels, the number of classes: the host refuses labels outside `0..classes`.
+    /// For integer labels, the number of classes: the host refuses labels outside `0..classes`, but
+    /// for [`IGNORED_LABEL`](super::IGNORED_LABEL), which it writes as -1.
     fn classes(&self, prediction: &[usize]) -> usize {
         prediction.last().copied().unwrap_or(0)
     }

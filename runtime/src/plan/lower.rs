@@ -10,7 +10,7 @@ use inlay_devices::weight::Weight;
 use super::analyze::{Analysis, Role};
 use super::buffers::{BufferId, Buffers};
 use super::frozen::Frozen;
-use super::prologue::{Destination, Source, Write};
+use super::prologue::{Destination, Negative, Source, Write};
 use super::view::View;
 use crate::graph::{DType, HostTensor};
 use crate::ops::OpError;
@@ -221,8 +221,10 @@ impl<'a> Lowering<'a> {
         };
         let buffer = self.buffers.add(Region::Ints, it.ty.len());
         let view = View::contiguous(buffer, &it.ty.shape);
-        self.writes
-            .push(Write { source, destination: Destination::Ints { view: view.clone(), limit, from_end: true } });
+        self.writes.push(Write {
+            source,
+            destination: Destination::Ints { view: view.clone(), limit, negative: Negative::FromEnd },
+        });
         self.ids.insert((value, limit), view.clone());
         Ok(view)
     }

@@ -9,7 +9,7 @@ use super::contexts::{Backward, Forward};
 use super::fuse::fuse;
 use super::hooks::{Loss, LossContext, UpdateContext};
 use super::lower::{Bound, Draft, Lowering, u};
-use super::prologue::{Destination, Prologue, Source, Write};
+use super::prologue::{Destination, Negative, Prologue, Source, Write};
 use super::view::View;
 use super::{Mode, OutputSource, ParameterSlot, Plan, PlanError, PlanOutput, PlanRequest};
 use crate::graph::{DType, Graph};
@@ -191,7 +191,7 @@ fn lower_loss(lowering: &mut Lowering<'_>, value: usize, loss: &dyn Loss) -> Res
     } else {
         let buffer = lowering.buffers.add(Region::Ints, ty.len());
         let view = View::contiguous(buffer, &ty.shape);
-        (view.clone(), Destination::Ints { view, limit: loss.classes(&shape), from_end: false })
+        (view.clone(), Destination::Ints { view, limit: loss.classes(&shape), negative: Negative::Ignored })
     };
     lowering.writes.push(Write { source: Source::Labels, destination });
     let prediction = lowering.contiguous(&view);

@@ -17,7 +17,7 @@ pub use contexts::{Backward, Forward};
 pub use frozen::Frozen;
 pub use hooks::{Loss, LossContext, Optimizer, UpdateContext};
 pub use lower::{Lowering, Operand};
-pub use prologue::{FeedError, LABELS};
+pub use prologue::{FeedError, IGNORED_LABEL, LABELS};
 pub use view::View;
 
 pub(crate) use analyze::Role;

@@ -30,13 +30,25 @@ pub(crate) enum Source {
 #[derive(Clone, Debug)]
 pub(crate) enum Destination {
     Floats(View),
-    /// Integers `0..limit`; negative ones count from the end where `from_end` says so.
+    /// Integers `0..limit`, and negative ones as far as they mean something.
     Ints {
         view: View,
         limit: usize,
-        from_end: bool,
+        negative: Negative,
     },
 }
+
+/// What negative integers mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Negative {
+    /// Counted from the end.
+    FromEnd,
+    /// [`IGNORED_LABEL`] is a label that does not count; others are out of range.
+    Ignored,
+}
+
+/// The label of what does not count, as in PyTorch: padding, and what a prompt says.
+pub const IGNORED_LABEL: i64 = -100;
 
 /// Why a batch cannot be fed.
 #[derive(Debug, thiserror::Error)]
@@ -205,8 +217,8 @@ impl Prologue {
                     HostData::F32(x) => executable.write(Region::Arena, *at, x)?,
                     _ => executable.write(Region::Arena, *at, &value.to_floats())?,
                 },
-                Destination::Ints { limit, from_end, .. } => {
-                    executable.write_ints(*at, &narrowed(name, value, *limit, *from_end)?)?;
+                Destination::Ints { limit, negative, .. } => {
+                    executable.write_ints(*at, &narrowed(name, value, *limit, *negative)?)?;
                 }
             }
         }
@@ -266,12 +278,16 @@ fn checked(name: &str, ty: &TensorType, given: &HostTensor) -> Result<HostTensor
     }
 }
 
-/// Integers `0..limit` as the device takes them.
-fn narrowed(name: &str, value: &HostTensor, limit: usize, from_end: bool) -> Result<Vec<i32>, FeedError> {
+/// Integers `0..limit` as the device takes them; an ignored label is -1.
+fn narrowed(name: &str, value: &HostTensor, limit: usize, negative: Negative) -> Result<Vec<i32>, FeedError> {
     let ints = value.ints().unwrap_or_default();
     ints.into_iter()
         .map(|found| {
-            let from_front = if from_end && found < 0 { found.saturating_add(limit as i64) } else { found };
+            let from_front = match negative {
+                Negative::FromEnd if found < 0 => found.saturating_add(limit as i64),
+                Negative::Ignored if found == IGNORED_LABEL => return Ok(-1),
+                _ => found,
+            };
             usize::try_from(from_front)
                 .ok()
                 .filter(|&id| id < limit)

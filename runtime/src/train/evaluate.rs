@@ -75,7 +75,7 @@ impl Session {
             let labels = select_rows(labels, &rows.clone().collect::<Vec<_>>());
             sum += loss.sum(answers, &labels);
             correct = correct.zip(loss.correct(answers, &labels)).map(|(all, more)| all + more);
-            terms += labels.len();
+            terms += loss.terms(&labels, labels.shape()[0]);
             progress(rows.end);
             Ok::<_, TrainError>(())
         })?;

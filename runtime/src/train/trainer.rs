@@ -363,15 +363,15 @@ impl<'s> Trainer<'s> {
     fn step_values(&self, micros: &[Micro]) -> [f32; step::LEN] {
         let TrainOptions { lr, schedule, warmup, clip_norm, .. } = &self.options;
         let OptimizerSettings { beta1, beta2, .. } = self.settings;
-        let samples: usize = micros.iter().map(|micro| micro.samples).sum();
-        let terms_per_sample = self.loss.terms(&micros[0].labels.shape()[1..]);
+        let terms: usize = micros.iter().map(|micro| self.loss.terms(&micro.labels, micro.samples)).sum();
         let taken = i32::try_from(self.step + 1).unwrap_or(i32::MAX);
         let correction = |beta: f32| (1.0 - f64::from(beta).powi(taken)) as f32;
         let mut values = [0.0; step::LEN];
         values[step::LR] = (f64::from(*lr) * schedule.factor(self.step, self.steps(), *warmup)) as f32;
         values[step::BIAS_CORRECTION_1] = correction(beta1);
         values[step::BIAS_CORRECTION_2] = correction(beta2);
-        values[step::LOSS_SCALE] = (1.0 / (samples * terms_per_sample) as f64) as f32;
+        // A step of ignored labels alone has no gradient.
+        values[step::LOSS_SCALE] = (1.0 / terms.max(1) as f64) as f32;
         values[step::MAX_NORM] = clip_norm.unwrap_or(f32::INFINITY);
         values[step::FIRST] = if self.step == 0 { 1.0 } else { 0.0 };
         values

@@ -12,7 +12,13 @@ use crate::plan::arena::SEPARATE;
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
 
 /// Ops that the converter rewrites, so that the runtime has no need of them.
-const CONVERTED: [&str; 2] = ["Attention", "CastLike"];
+const CONVERTED: &[&str] =
+    &["Attention", "CastLike", "RMSNormalization", "RotaryEmbedding", "SimplifiedLayerNormalization"];
+
+/// Whether the converter rewrites `op`: those, and all of onnxruntime's own.
+fn converted(op: &str) -> bool {
+    CONVERTED.contains(&op) || op.starts_with("com.microsoft")
+}
 
 fn arrays(path: &Path) -> Vec<(String, HostTensor)> {
     npz::read(path).unwrap()
@@ -47,7 +53,7 @@ fn exports_compute_what_pytorch_computes() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let base = match Base::open_foreign(&path) {
             Ok(base) => base,
-            Err(LoadError::Graph(GraphError::UnsupportedOp { op, .. })) if CONVERTED.contains(&op.as_str()) => continue,
+            Err(LoadError::Graph(GraphError::UnsupportedOp { op, .. })) if converted(&op) => continue,
             Err(LoadError::NotOnnx { source: onnx::WireError::Unsupported { .. }, .. }) => continue,
             Err(error) => {
                 problems.push(format!("{name}: {error}"));
@@ -64,12 +70,18 @@ fn exports_compute_what_pytorch_computes() {
             }
         };
         let attention = plan.program().forward.iter().filter(|c| c.kernel.name() == "attention").count();
-        if name.starts_with("encoder") && attention != 2 {
+        let is_text = ["encoder", "gpt2", "llama"].iter().any(|family| name.starts_with(family));
+        if is_text && attention != 2 {
             let calls: Vec<_> = plan.program().forward.iter().map(|c| c.kernel.name()).collect();
             problems.push(format!("{name}: {attention} fused attentions in {calls:?}"));
         }
+        let norms = plan.program().forward.iter().filter(|c| c.kernel.name() == "layer_norm").count();
+        if name.starts_with("llama") && norms != 5 {
+            problems.push(format!("{name}: {norms} fused norms, not 5"));
+        }
         let y = predict::<f32>(&plan, &inputs).remove(0);
-        let e = &expected[0].1;
+        let first = &plan.outputs()[0].name;
+        let e = &expected.iter().find(|(name, _)| name == first).expect("the fixture has every output").1;
         let worst = y
             .to_floats()
             .iter()
@@ -97,10 +109,11 @@ fn exports_compute_what_pytorch_computes() {
 /// Gradients of biases and norms of whole models, along a random direction; and that memory is shared safely.
 #[test]
 fn whole_models_are_differentiated() {
-    let encoder = |name: &str| name.ends_with("bias") || name.ends_with("LayerNorm.weight");
-    for name in ["encoder_ts17", "encoder_dyn18", "encoder_ts17_sdpa", "cnn_ts13", "mlp_ts13", "seq_mlp_dyn21"] {
+    let vectors = |name: &str| name.ends_with("bias") || name.ends_with("norm.weight") || name.ends_with("Norm.weight");
+    let models = ["encoder_ts17", "encoder_dyn18", "encoder_ts17_sdpa", "cnn_ts13", "mlp_ts13", "seq_mlp_dyn21"];
+    for name in models.into_iter().chain(["gpt2_ts17", "llama_ts14_sdpa", "llama_ts17", "llama_dyn18"]) {
         let path = Path::new(FIXTURES).join(name).with_extension("onnx");
-        let base = Base::open_trainable(&path, encoder).unwrap();
+        let base = Base::open_trainable(&path, vectors).unwrap();
         let inputs = arrays(&path.with_extension("inputs.npz"));
         let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
         let shape = |port: &crate::base::Port| match port.shape.as_slice() {

@@ -3,20 +3,21 @@ use inlay_devices::kernels::{SoftmaxCrossEntropy, SoftmaxCrossEntropyParams};
 use super::{Loss, size, sum_rows};
 use crate::graph::{DType, HostTensor};
 use crate::ops::TensorType;
-use crate::plan::{self, LossContext, PlanError};
+use crate::plan::{self, IGNORED_LABEL, LossContext, PlanError};
 
-/// Cross-entropy of class labels: `log sum_c e^logits[.., c] - logits[.., label]`, mean over all labels.
+/// Cross-entropy of class labels: `log sum_c e^logits[.., c] - logits[.., label]`, mean over all labels that count.
 ///
-/// logits: [B, .., C], labels: [B, ..] in `0..C`.
+/// logits: [B, .., C], labels: [B, ..] in `0..C`, or [`IGNORED_LABEL`] for what does not count.
 pub struct CrossEntropy;
 
 impl CrossEntropy {
-    /// Each row of logits with its label.
+    /// Each row of logits with its label, where that counts.
     fn rows<'a>(output: &'a HostTensor, labels: &HostTensor) -> impl Iterator<Item = (&'a [f32], usize)> + use<'a> {
         let classes = output.shape().last().copied().unwrap_or(1).max(1);
         let logits = output.floats().unwrap_or_default().chunks_exact(classes);
         // Labels are checked against the classes before anything is computed.
-        logits.zip(labels.ints().unwrap_or_default().into_iter().map(|label| label as usize))
+        let labels = labels.ints().unwrap_or_default().into_iter();
+        logits.zip(labels).filter(|(_, label)| *label != IGNORED_LABEL).map(|(row, label)| (row, label as usize))
     }
 }
 
@@ -50,6 +51,12 @@ impl plan::Loss for CrossEntropy {
 impl Loss for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
+    }
+
+    fn terms(&self, labels: &HostTensor, samples: usize) -> usize {
+        let row: usize = labels.shape()[1..].iter().product();
+        let labels = labels.ints().unwrap_or_default();
+        labels.iter().take(samples * row).filter(|&&label| label != IGNORED_LABEL).count()
     }
 
     fn rows_per_sample(&self, prediction: &[usize]) -> usize {
@@ -89,6 +96,10 @@ mod tests {
         assert_eq!(CrossEntropy.correct(&logits, &labels), Some(0));
         let labels = HostTensor::of([2], vec![2i64, 0]);
         assert_eq!(CrossEntropy.correct(&logits, &labels), Some(2));
+        let ignored = HostTensor::of([2], vec![IGNORED_LABEL, 2]);
+        // torch: cross_entropy(..., torch.tensor([-100, 2]), reduction="sum")
+        assert!((CrossEntropy.sum(&logits, &ignored) - 1.098_612_3).abs() < 1e-6);
+        assert_eq!((CrossEntropy.terms(&ignored, 2), CrossEntropy.terms(&ignored, 1)), (1, 0));
         let large = HostTensor::of([1, 2], vec![1e30, -1e30]);
         assert_eq!(CrossEntropy.sum(&large, &HostTensor::of([1], vec![0i64])), 0.0);
     }

@@ -14,19 +14,19 @@ use inlay_devices::program::stats;
 use crate::data::DataError;
 use crate::graph::{DType, HostTensor};
 use crate::ops::TensorType;
-use crate::plan::{self, LABELS, LossContext, Operand};
+use crate::plan::{self, IGNORED_LABEL, LABELS, LossContext, Operand};
 
 /// Every loss.
 pub static ALL: &[&dyn Loss] = &[&CrossEntropy, &Mse];
 
-/// What training makes small: a mean over terms, of which each sample has the same number.
+/// What training makes small: a mean over terms.
 pub trait Loss: plan::Loss + Sync {
     /// Name, as in `--loss`.
     fn name(&self) -> &'static str;
 
-    /// Terms that the mean is taken over, for labels of this shape.
-    fn terms(&self, labels: &[usize]) -> usize {
-        labels.iter().product()
+    /// Terms that the mean is taken over, of the first `samples` of these labels.
+    fn terms(&self, labels: &HostTensor, samples: usize) -> usize {
+        samples * labels.shape()[1..].iter().product::<usize>()
     }
 
     /// The sum of all terms, computed on the host.
@@ -79,7 +79,10 @@ pub(crate) fn check_labels(labels: &HostTensor, expected: &TensorType, classes: 
     }
     let last = classes as i64 - 1;
     let values = labels.ints().unwrap_or_default();
-    match values.iter().position(|value| !(0..=last).contains(value)) {
+    if !values.is_empty() && values.iter().all(|&value| value == IGNORED_LABEL) {
+        return Err(DataError::AllIgnored);
+    }
+    match values.iter().position(|value| *value != IGNORED_LABEL && !(0..=last).contains(value)) {
         Some(at) => {
             let row: usize = labels.shape()[1..].iter().product();
             Err(DataError::Range { name: name(), sample: at / row.max(1), value: values[at], last })
