@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use inlay_format::metadata::FORMAT_KEY;
 
+use crate::basis;
 use crate::canonicalize::canonicalize;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
@@ -30,6 +31,8 @@ pub struct Options {
     pub targets: Vec<String>,
     /// Real inputs for the verification, a `.npz`.
     pub samples: Option<PathBuf>,
+    /// Rank of the bases for LoRA-XS, one at every linear among the points; none if there is none.
+    pub basis: Option<u16>,
     /// Largest absolute difference that quantization may make at any output.
     pub max_error: Option<f32>,
     /// Where to write the report as a page.
@@ -70,8 +73,11 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     let chosen = select(&all, &options.targets)?;
 
     let mut graph = canonical.clone();
-    let points = insert(&mut graph, &chosen)?;
+    let mut points = insert(&mut graph, &chosen)?;
     let packing = quantize(&mut graph, options.quant);
+    if let Some(rank) = options.basis {
+        basis::add(&mut graph, &mut points, &packing, usize::from(rank))?;
+    }
 
     let temporary = temporary_folder(&out)?;
     let folder = temporary.folder.path();

@@ -11,11 +11,13 @@
 //! - [`paths`] and [`points`]: module paths, and where adapters can be inserted;
 //! - [`insert`]: adapter branches as standard ONNX;
 //! - [`quantize`]: which weights are packed;
+//! - [`basis`]: what LoRA-XS needs of each weight;
 //! - [`write`](mod@write): the exported files, with [`encode`];
 //! - [`verify`]: the exported files compared with the source, which the [`oracle`] runs on [`samples`];
 //! - [`report`]: what was done.
 #![deny(unsafe_code)]
 
+pub mod basis;
 pub mod bounds;
 pub mod canonicalize;
 pub mod encode;

@@ -56,6 +56,9 @@ struct ExportArgs {
     /// Adapter kinds to prepare for
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', default_value = "lora")]
     kinds: Vec<KindArg>,
+    /// Add what LoRA-XS needs at every linear: the first N singular directions of its weight, as int8
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    basis: Option<u16>,
     /// Real inputs for the verification: arrays named after the model's inputs [default: generated]
     #[arg(long, value_name = "FILE.npz")]
     samples: Option<PathBuf>,
@@ -146,6 +149,7 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
         targets: args.targets.map(|globs| globs.0).unwrap_or_default(),
         report: args.report,
         samples: args.samples,
+        basis: args.basis,
         max_error: args.max_error,
         no_kv_cache: args.no_kv_cache,
     };

@@ -99,6 +99,18 @@ pub fn pack(name: &str, tensor: &Tensor, layout: Layout) -> Result<Packed> {
     Ok(packed)
 }
 
+/// The values of a constant as devices hold it: what packing makes of them, where it is packed.
+///
+/// # Errors
+/// If a value is not finite.
+pub fn values(name: &str, tensor: &Tensor, packing: &Packing) -> Result<Vec<f32>> {
+    let Some(&layout) = packing.layouts.get(name) else { return Ok(tensor.to_f32()) };
+    let packed = pack(name, tensor, layout)?;
+    let mut values = vec![0.0; tensor.len()];
+    Int8.decode(&packed.data, &packed.scales, layout, matrix(tensor, layout), 0, &mut values);
+    Ok(values)
+}
+
 /// The constant as a matrix [K, N].
 fn matrix(tensor: &Tensor, layout: Layout) -> [usize; 2] {
     let dims = tensor.dims();

@@ -133,6 +133,11 @@ impl Tensor {
         Tensor::new(DType::I64, dims.to_vec(), bytes.into()).expect("the caller's shape fits the values")
     }
 
+    /// An i8 tensor, from its bytes.
+    pub fn from_i8(dims: &[usize], values: Vec<u8>) -> Tensor {
+        Tensor::new(DType::I8, dims.to_vec(), values.into()).expect("the caller's shape fits the values")
+    }
+
     /// The shape, after the rewrites.
     pub fn dims(&self) -> &[usize] {
         &self.dims

@@ -32,6 +32,7 @@ fn refused_file(model: &Path) -> String {
         quant: Quant::Int8,
         targets: Vec::new(),
         samples: None,
+        basis: None,
         max_error: None,
         report: None,
         no_kv_cache: false,

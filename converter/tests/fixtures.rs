@@ -23,6 +23,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
         quant,
         targets: Vec::new(),
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
+        basis: None,
         max_error: None,
         report: None,
         no_kv_cache: false,

@@ -261,6 +261,12 @@ impl Base {
         Base(Arc::new(Opened { graph, points, fingerprint, report }))
     }
 
+    /// An initializer of that name, and its shape.
+    pub(crate) fn constant(&self, name: &str) -> Option<(&Constant, &[usize])> {
+        let value = self.0.graph.values.iter().find(|value| value.name == name)?;
+        value.constant.as_ref().map(|constant| (constant, constant.dims.as_slice()))
+    }
+
     /// Inputs that data is fed to, adapters' parameters not among them.
     pub fn inputs(&self) -> &[Port] {
         self.0.graph.inputs()

@@ -177,6 +177,49 @@ fn a_new_start_takes_the_place_of_options_for_one() {
 }
 
 #[test]
+fn heads_and_budgets() {
+    let scratch = Scratch::new();
+    let (store, out) = (scratch.name("store"), scratch.name("out.npz"));
+    let train = |user: &'static str, more: &[&'static str]| -> Vec<String> {
+        let fixed = ["train", "--base", BASE, "--data", DATA, "--lr", "0.02", "--steps", "20", "--user", user];
+        fixed.iter().chain(more).map(|a| (*a).to_owned()).chain(["--store".to_owned(), store.clone()]).collect()
+    };
+    let run = |arguments: Vec<String>| json(arguments.iter().map(String::as_str));
+    let head = run(train("head", &["--kind", "lora+head", "--rank", "2", "--classes", "3", "--prototypes"]));
+    // LoRA at fc1, and a head on the eight features after it.
+    assert_eq!((&head["points"], &head["parameters"]), (&Value::from(2), &Value::from(2 * (3 + 8) + 8 * 3 + 3)));
+    let who = ["--user", "head", "--store", &store];
+    let evaluated = json(["eval", "--base", BASE, "--data", DATA].into_iter().chain(who));
+    assert!(evaluated.get("base").is_none() && evaluated["adapter"]["accuracy"].as_f64() > Some(0.5), "{evaluated}");
+    let inputs = scratch.write("x.npz", &[("x", floats(&[4, 3], 0.5))]);
+    json(["predict", "--base", BASE, "--data", &inputs, "--out", &out].into_iter().chain(who));
+    let arrays = npz::read(Path::new(&out)).unwrap();
+    assert!(arrays.iter().any(|(name, y)| name == "head" && y.shape() == [4, 3]), "{arrays:?}");
+
+    let small = run(train("small", &["--adapter-budget", "150"]));
+    assert!(small["bytes"].as_u64() <= Some(150), "{small}");
+    let refused = |more: &[&'static str], expected: &str| {
+        fails(1, train("refused", more).iter().map(String::as_str), expected);
+    };
+    refused(&["--adapter-budget", "20"], "no adapter of this base fits 20 bytes");
+    refused(&["--kind", "head", "--rank", "2"], "--rank has no meaning for adapters of kind head");
+    refused(&["--kind", "lora", "--classes", "2"], "--classes has no meaning");
+    refused(&["--kind", "bias", "--alpha", "2"], "--alpha has no meaning");
+    refused(&["--rank-pattern", "nose=2"], "matches no point");
+    refused(&["--kind", "lora-xs"], "--basis");
+    fails(
+        2,
+        train("refused", &["--kind", "lora+dora"]).iter().map(String::as_str),
+        "there is no adapter kind \"dora\"",
+    );
+    fails(
+        2,
+        train("refused", &["--adapter-budget", "1KB", "--rank", "2"]).iter().map(String::as_str),
+        "cannot be used with",
+    );
+}
+
+#[test]
 fn bad_arguments_exit_with_2() {
     let scratch = Scratch::new();
     let train = scratch.train(DATA);

@@ -197,9 +197,8 @@ fn by_settings(chosen: Vec<(Settings, Site)>) -> Vec<(Settings, Vec<Site>)> {
 
 /// The floats of an initializer.
 fn initializer(base: &Base, name: &str) -> Option<Vec<f32>> {
-    let value = base.graph().values.iter().find(|value| value.name == name)?;
-    let constant = value.constant.as_ref()?;
-    HostTensor::from_window(constant.dtype, &constant.dims, &constant.window)?.floats().map(<[f32]>::to_vec)
+    let (constant, dims) = base.constant(name)?;
+    HostTensor::from_window(constant.dtype, dims, &constant.window)?.floats().map(<[f32]>::to_vec)
 }
 
 #[cfg(test)]
@@ -326,7 +325,7 @@ mod tests {
         let error = |options: AdapterOptions| Adapter::new(&base(), &options).unwrap_err();
         assert_eq!(
             error(AdapterOptions::kind("dora", 1)).to_string(),
-            "there is no adapter kind \"dora\"; use one of: lora, bias, norm, dense, head"
+            "there is no adapter kind \"dora\"; use one of: lora, bias, norm, dense, head, lora-xs"
         );
         assert!(matches!(error(AdapterOptions::lora(0)), AdapterError::Rank { found: 0, .. }));
         assert!(matches!(error(AdapterOptions::lora(2000)), AdapterError::Rank { .. }));

@@ -114,6 +114,30 @@ pub enum AdapterError {
         /// Classes asked for.
         asked: usize,
     },
+    /// A point without a basis for LoRA-XS.
+    #[error("point \"{path}\": the base holds no basis for LoRA-XS; export it with --basis 16")]
+    NoBasis {
+        /// The point.
+        path: String,
+    },
+    /// A core of another size than the basis has.
+    #[error(
+        "lora-xs: rank is {found}, the basis of this base has rank {expected}; leave the rank out, or export with --basis {found}"
+    )]
+    BasisRank {
+        /// The rank asked for.
+        found: u16,
+        /// The rank of the basis.
+        expected: u16,
+    },
+    /// No adapter is that small.
+    #[error("no adapter of this base fits {bytes} bytes; the smallest needs {smallest}")]
+    Budget {
+        /// The bytes that there are.
+        bytes: usize,
+        /// The bytes of the smallest.
+        smallest: usize,
+    },
     /// The record cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),

@@ -5,11 +5,13 @@
 //! [`Part`]s, each of one kind.
 
 mod adapter;
+mod budget;
 mod dense;
 mod error;
 mod groups;
 mod head;
 mod lora;
+mod lora_xs;
 mod options;
 mod part;
 mod record;
@@ -17,10 +19,12 @@ mod targets;
 mod vectors;
 
 pub use adapter::Adapter;
+pub use budget::Budget;
 pub use dense::Dense;
 pub use error::AdapterError;
 pub use head::Head;
 pub use lora::Lora;
+pub use lora_xs::LoraXs;
 pub use options::AdapterOptions;
 pub use part::{AdapterPoint, Part};
 pub use targets::{TargetError, Targets};
@@ -37,7 +41,7 @@ use crate::base::Base;
 use crate::random::Random;
 
 /// Every adapter kind.
-pub static KINDS: &[&dyn AdapterKind] = &[&Lora, &Bias, &Norm, &Dense, &Head];
+pub static KINDS: &[&dyn AdapterKind] = &[&Lora, &Bias, &Norm, &Dense, &Head, &LoraXs];
 
 /// A kind of adapter.
 pub trait AdapterKind: Sync {
@@ -49,6 +53,12 @@ pub trait AdapterKind: Sync {
 
     /// What [`Settings::rank`] is to this kind; `None` if it has no such number, which is then 0.
     fn size(&self) -> Option<Size>;
+
+    /// Its size on `base` when nobody says.
+    fn default_size(&self, base: &Base) -> u16 {
+        let _ = base;
+        self.size().map_or(0, |size| size.default)
+    }
 
     /// Whether it has a `scaling`, and so alpha and rsLoRA.
     fn is_scaled(&self) -> bool;

@@ -30,6 +30,29 @@ impl Adapter {
         if self.changes_nothing() {
             return Err(AdapterError::ChangesNothing);
         }
+        let bytes = self.encoded(dtype, true)?;
+        let nothing = |part: record::Part<'_>| {
+            let kind = kind_of(part.header()).expect("it was written from a kind");
+            let values = |point: record::Point<'_>| point.tensors().map(|t| t.values().collect()).collect::<Vec<_>>();
+            part.points().all(|point| kind.changes_nothing(&values(point)))
+        };
+        if Record::decode(&bytes)?.parts().all(nothing) {
+            Err(AdapterError::RoundsToNothing { dtype })
+        } else {
+            Ok(bytes)
+        }
+    }
+
+    /// What its record takes with values of `dtype` (bytes), whatever the values are.
+    ///
+    /// # Errors
+    /// When it is larger than a record may be.
+    pub fn record_bytes(&self, dtype: Dtype) -> Result<usize, AdapterError> {
+        Ok(self.encoded(dtype, false)?.len())
+    }
+
+    /// The bytes of the record; all zero unless they are wanted.
+    fn encoded(&self, dtype: Dtype, wanted: bool) -> Result<Vec<u8>, AdapterError> {
         let grouped: Vec<Vec<Vec<Grouped>>> =
             self.parts.iter().map(|part| part.points.iter().map(|point| grouped(part.kind, point)).collect()).collect();
         let tensors: Vec<Vec<Vec<TensorValues<'_>>>> =
@@ -50,17 +73,10 @@ impl Adapter {
             .map(|(part, points)| PartValues { header: header(part, dtype), points })
             .collect();
         let mut bytes = vec![0; encoded_len(&parts)?];
-        encode(self.base(), &mut parts, &mut bytes)?;
-        let nothing = |part: record::Part<'_>| {
-            let kind = kind_of(part.header()).expect("it was written from a kind");
-            let values = |point: record::Point<'_>| point.tensors().map(|t| t.values().collect()).collect::<Vec<_>>();
-            part.points().all(|point| kind.changes_nothing(&values(point)))
-        };
-        if Record::decode(&bytes)?.parts().all(nothing) {
-            Err(AdapterError::RoundsToNothing { dtype })
-        } else {
-            Ok(bytes)
+        if wanted {
+            encode(self.base(), &mut parts, &mut bytes)?;
         }
+        Ok(bytes)
     }
 }
 

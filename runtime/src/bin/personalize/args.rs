@@ -252,6 +252,9 @@ pub struct Train {
     /// How the record stores values
     #[arg(long, default_value = "f16")]
     pub dtype: DtypeArg,
+    /// Start the head at the means of its classes
+    #[arg(long)]
+    pub prototypes: bool,
     /// Keep the samples in their order
     #[arg(long)]
     pub no_shuffle: bool,
@@ -272,12 +275,27 @@ pub struct Train {
 /// What adapter to train.
 #[derive(Debug, Args)]
 pub struct NewAdapter {
-    /// Kind of adapter [default: lora]
-    #[arg(long, value_name = "KIND", value_parser = kind_names())]
+    /// Kind of adapter, or several such as lora+head [default: lora]
+    #[arg(long, value_name = "KIND[+KIND...]", value_parser = parse_kinds)]
     pub kind: Option<String>,
-    /// Rank [default: 4]
+    /// Classes of a head [default: 2]; with --init-adapter, new classes are added up to this number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub classes: Option<u16>,
+    /// The tensor that a head reads [default: what the model's own classifier reads]
+    #[arg(long, value_name = "TENSOR", conflicts_with = "init_adapter")]
+    pub head_on: Option<String>,
+    /// Choose kind, rank, points and dtype so that the record fits, such as 4KB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["kind", "classes", "head_on", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets", "init_adapter"])]
+    pub adapter_budget: Option<usize>,
+    /// Rank, or what the kind has in its place [default: 4; the basis's for lora-xs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub rank: Option<u16>,
+    /// Other ranks at the points whose path matches
+    #[arg(long, value_name = "GLOB=N,...", value_delimiter = ',', value_parser = parse_pattern::<u16>)]
+    pub rank_pattern: Vec<(String, u16)>,
+    /// Other alphas at the points whose path matches
+    #[arg(long, value_name = "GLOB=X,...", value_delimiter = ',', value_parser = parse_pattern::<f32>)]
+    pub alpha_pattern: Vec<(String, f32)>,
     /// Alpha; scaling is alpha / rank [default: 2 x rank]
     #[arg(long, value_name = "X", value_parser = parse_positive, allow_negative_numbers = true)]
     pub alpha: Option<f32>,
@@ -288,7 +306,7 @@ pub struct NewAdapter {
     #[arg(long, value_name = "GLOB,...", value_parser = parse_targets)]
     pub targets: Option<String>,
     /// Start from this adapter: a record, or a PEFT folder
-    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "alpha", "rslora", "targets"])]
+    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets"])]
     pub init_adapter: Option<PathBuf>,
 }
 
@@ -419,10 +437,6 @@ impl From<DtypeArg> for Dtype {
     }
 }
 
-fn kind_names() -> clap::builder::PossibleValuesParser {
-    adapters::KINDS.iter().map(|kind| kind.name()).collect::<Vec<_>>().into()
-}
-
 fn loss_names() -> clap::builder::PossibleValuesParser {
     train::losses::ALL.iter().map(|loss| loss.name()).collect::<Vec<_>>().into()
 }
@@ -456,6 +470,36 @@ fn parse_name(text: &str) -> Result<String, String> {
 
 fn parse_targets(text: &str) -> Result<String, String> {
     Targets::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Kinds joined by `+`, each once.
+fn parse_kinds(text: &str) -> Result<String, String> {
+    let known = || adapters::KINDS.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
+    let kinds: Vec<&str> = text.split('+').collect();
+    for (i, kind) in kinds.iter().enumerate() {
+        if adapters::find(kind).is_none() {
+            return Err(format!("there is no adapter kind \"{kind}\"; use one of: {}", known()));
+        }
+        if kinds[..i].contains(kind) {
+            return Err(format!("{kind} is there twice"));
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// A glob and a value, as in `*.query=8`.
+fn parse_pattern<T: std::str::FromStr>(text: &str) -> Result<(String, T), String> {
+    let pair = text.rsplit_once('=').and_then(|(glob, value)| Some((glob.to_owned(), value.parse().ok()?)));
+    pair.ok_or_else(|| "expected GLOB=NUMBER, such as '*.query=8'".to_owned())
+}
+
+/// A number of bytes such as `900`, `4KB` or `1MB`; KB are 1024 bytes.
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, usize); 3] = [("MB", 1 << 20), ("KB", 1 << 10), ("B", 1)];
+    let (number, unit) =
+        UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
+    let bytes = number.trim().parse::<usize>().ok().and_then(|n| n.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "expected a number of bytes such as 900 or 4KB".to_owned())
 }
 
 fn parse_number(text: &str, fits: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
@@ -492,6 +536,20 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn kinds_patterns_and_bytes() {
+        assert_eq!(parse_kinds("lora+head").as_deref(), Ok("lora+head"));
+        for bad in ["", "lora+", "dora", "lora+lora"] {
+            assert!(parse_kinds(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_pattern("*.query=8"), Ok(("*.query".to_owned(), 8u16)));
+        assert!(parse_pattern::<u16>("8").is_err() && parse_pattern::<u16>("a=b").is_err());
+        assert_eq!((parse_bytes("900"), parse_bytes("4KB"), parse_bytes("2 MB")), (Ok(900), Ok(4096), Ok(2 << 20)));
+        for bad in ["", "KB", "-1", "0", "99999999999999999999", "4GB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use crate::args::Bench;
 use crate::output::{self, Failure, Progress};
-use crate::run;
-use crate::train::new_adapter;
+use crate::{new, run};
 
 #[derive(Serialize)]
 struct Timed<'a> {
@@ -34,7 +33,7 @@ pub fn run(args: &Bench) -> Result<(), Failure> {
     let batch_size = args.batch_size as usize;
     let loss = losses::find("cross-entropy").expect("it is in the list");
     let inputs = random_inputs(session.base(), batch_size, args.seq.map(|n| n as usize))?;
-    let adapter = new_adapter(session.base(), &args.adapter, SEED)?;
+    let (adapter, _) = new::adapter(session.base(), &args.adapter, SEED)?;
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
 
     let repeats = args.repeats as usize;

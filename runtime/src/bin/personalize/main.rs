@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod devices;
 mod eval;
+mod new;
 mod output;
 mod predict;
 mod run;

@@ -4,16 +4,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use inlay_format::record::{Record, RecordChecksum};
-use inlay_runtime::adapters::Targets;
 use inlay_runtime::store::{AdapterId, AdapterStore, SealError, StoreError};
-use inlay_runtime::train::{StepReport, Verdict, losses, optimizers};
-use inlay_runtime::{Adapter, AdapterOptions, Base, Dataset, Dtype, TrainOptions, Trainer};
+use inlay_runtime::train::{StepReport, Verdict, losses, optimizers, prototypes};
+use inlay_runtime::{Dataset, Dtype, TrainOptions, Trainer};
 use serde::Serialize;
 
-use crate::args::{NewAdapter, Train};
+use crate::args::Train;
 use crate::eval::Figures;
 use crate::output::{self, Failure, Progress};
-use crate::run;
+use crate::{new, run};
 
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -44,7 +43,11 @@ struct HeldBack {
 pub fn run(args: &Train) -> Result<(), Failure> {
     let mut session = run::session(&args.base, &args.device)?;
     let data = Dataset::read(session.base(), &args.data)?;
-    let adapter = new_adapter(session.base(), &args.adapter, args.seed)?;
+    let (mut adapter, chosen) = new::adapter(session.base(), &args.adapter, args.seed)?;
+    if args.prototypes {
+        adapter = prototypes(&mut session, &adapter, &data, args.batch_size as usize)?;
+    }
+    let dtype = chosen.unwrap_or_else(|| Dtype::from(args.dtype));
     // A store that cannot be written is found before the work, not after it.
     let store = run::with_key(AdapterStore::open(&args.stored.store.store)?, args.stored.store.key_file.as_deref())?;
     store.check_writable()?;
@@ -76,7 +79,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         log.finish()?;
     }
     let trained = trained?;
-    let record = trained.adapter.to_record(Dtype::from(args.dtype))?;
+    let record = trained.adapter.to_record(dtype)?;
     before.save(&store, &id, &record)?;
 
     let device = &session.device().name;
@@ -145,23 +148,6 @@ impl From<Verdict> for HeldBack {
     fn from(verdict: Verdict) -> Self {
         HeldBack { samples: verdict.base.samples, base: verdict.base.into(), adapter: verdict.adapter.into() }
     }
-}
-
-/// The adapter to start from.
-pub fn new_adapter(base: &Base, args: &NewAdapter, seed: u64) -> Result<Adapter, Failure> {
-    const DEFAULT_RANK: u16 = 4;
-    if let Some(path) = &args.init_adapter {
-        return run::adapter_at(base, path);
-    }
-    let rank = args.rank.unwrap_or(DEFAULT_RANK);
-    let mut options = AdapterOptions::kind(args.kind.as_deref().unwrap_or("lora"), rank).rslora(args.rslora).seed(seed);
-    if let Some(alpha) = args.alpha {
-        options = options.alpha(alpha);
-    }
-    if let Some(targets) = &args.targets {
-        options = options.targets(Targets::split(targets));
-    }
-    Ok(Adapter::new(base, &options)?)
 }
 
 fn options(args: &Train) -> TrainOptions {

@@ -1,0 +1,182 @@
+//! Kinds that run in our runtime, against PyTorch: `tests/golden/make_kind_goldens.py` says what is compared.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use conformance::{binary, root};
+use inlay_runtime::train::optimizers;
+use inlay_runtime::{Adapter, AdapterOptions, Dataset, Dtype, HostTensor, Session, TrainOptions, Trainer, npz};
+
+fn export(source: &str, quant: &str, more: &[&str], out: &Path) {
+    let model = root().join("tests/golden").join(source).join("model.onnx");
+    let mut command = Command::new(binary("converter"));
+    command.arg("export").arg(model).args(["--quant", quant, "--out"]).arg(out).args(more);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The distance as a part of the norm.
+fn off(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    square(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / square(&mut expected.iter().copied())
+}
+
+/// Trains what PyTorch trained, and compares losses, first gradients, parameters and outputs.
+fn check(name: &str, source: &str, batch_size: usize, lr: f32, options: &[(&str, Option<&[&str]>)]) {
+    let folder = tempfile::tempdir().unwrap();
+    export(source, "none", &[], folder.path());
+    let golden = root().join("tests/golden");
+    let expected: BTreeMap<String, HostTensor> =
+        npz::read(&golden.join("kinds").join(name).with_extension("npz")).unwrap().into_iter().collect();
+    let floats = |key: &str| expected[key].floats().unwrap_or_else(|| panic!("no {key}"));
+    // A parameter of PyTorch, row-major as ours: Linear weights are transposed.
+    let as_ours = |key: &str, shape: &[usize]| {
+        let theirs = &expected[key];
+        let values = theirs.floats().unwrap();
+        match (theirs.shape(), shape) {
+            (&[rows, columns], &[a, b]) => {
+                assert_eq!((rows, columns), (b, a), "{key}");
+                (0..columns).flat_map(|c| (0..rows).map(move |r| values[r * columns + c])).collect()
+            }
+            _ => values.to_vec(),
+        }
+    };
+
+    let mut session = Session::open(folder.path()).unwrap();
+    let data = Dataset::read(session.base(), golden.join(source).join("data.npz")).unwrap();
+    let part = |(kind, targets): &(&str, Option<&[&str]>)| {
+        let part = AdapterOptions::kind(*kind, 0);
+        targets.map_or(part.clone(), |targets| part.targets(targets.iter().copied()))
+    };
+    let options = options.iter().map(part).reduce(AdapterOptions::and).unwrap();
+    let adapter = Adapter::new(session.base(), &options).unwrap();
+    let points: Vec<String> = adapter.points().map(|point| point.path().to_owned()).collect();
+    let trained_there: Vec<&str> = expected.keys().filter_map(|key| key.strip_prefix("delta.")).collect();
+    assert_eq!(points.len(), trained_there.len(), "{points:?} against {trained_there:?}");
+    // Dense points are modules, the others parameters, as both name them.
+    let parameter = |path: &str| {
+        if expected.contains_key(&format!("delta.{path}")) { path.to_owned() } else { format!("{path}.weight") }
+    };
+
+    let train = TrainOptions::new()
+        .steps(20)
+        .batch_size(batch_size)
+        .lr(lr)
+        .shuffle(false)
+        .optimizer(optimizers::find("adamw").unwrap())
+        .weight_decay(0.0);
+    let mut trainer = Trainer::new(&mut session, adapter, &data, train).unwrap();
+    for (step, loss) in floats("losses").iter().enumerate() {
+        let report = trainer.step().unwrap().unwrap();
+        let error = f64::from(report.loss / loss - 1.0).abs();
+        assert!(error <= 1e-4, "{name}, step {step}: loss {} not {loss}", report.loss);
+        if step == 0 {
+            for (tensor, gradient) in trainer.gradients().unwrap() {
+                let path = tensor.strip_suffix(".delta").unwrap();
+                let theirs = as_ours(&format!("grad.{}", parameter(path)), gradient.shape());
+                let error = off(gradient.floats().unwrap(), &theirs);
+                assert!(error <= 1e-4, "{name}, gradient of {path}: off by {error:.1e} of its norm");
+            }
+        }
+    }
+    let trained = trainer.adapter();
+    for point in trained.points() {
+        let theirs = as_ours(&format!("delta.{}", parameter(point.path())), &point.parameters()[0].shape);
+        let error = off(&point.tensors()[0], &theirs);
+        assert!(error <= 1e-3, "{name}, trained {}: off by {error:.1e} of its norm", point.path());
+    }
+    let record = trained.to_record(Dtype::F32).unwrap();
+    let read = Adapter::from_record(session.base(), &record).unwrap();
+    assert_eq!(read, trained);
+    let mut output = |adapter| {
+        session.set_adapter(adapter).unwrap();
+        session.predict_all(&data, batch_size, |_| ()).unwrap()[0].1.to_floats()
+    };
+    for (adapter, key) in [(None, "initial_output"), (Some(read), "final_output")] {
+        let error = off(&output(adapter), floats(key));
+        assert!(error <= 1e-3, "{name}, {key}: off by {error:.1e} of its norm");
+    }
+}
+
+/// All biases but those of keys, which PyTorch left alone.
+const BIASES: &[&str] = &["*.{query,value,dense,LayerNorm,classifier}.bias", "classifier.bias"];
+
+#[test]
+fn biases_are_trained_as_pytorch_trains_them() {
+    check("bias_encoder", "encoder", 4, 1e-2, &[("bias", Some(BIASES))]);
+    check("bias_cnn", "cnn", 8, 1e-2, &[("bias", None)]);
+}
+
+#[test]
+fn norm_gains_are_trained_as_pytorch_trains_them() {
+    check("norm_encoder", "encoder", 4, 2e-2, &[("norm", None)]);
+    check("bias_norm_encoder", "encoder", 4, 1e-2, &[("norm", None), ("bias", Some(BIASES))]);
+}
+
+#[test]
+fn whole_weights_are_trained_as_pytorch_trains_them() {
+    check("dense_encoder", "encoder", 4, 1e-3, &[("dense", Some(&["*.1.attention.self.query", "classifier"]))]);
+    check("dense_cnn", "cnn", 8, 1e-3, &[("dense", Some(&["block1.conv1", "fc"]))]);
+}
+
+/// The f32 outputs of a session with an adapter.
+fn outputs(session: &mut Session, adapter: Option<&Adapter>, data: &Dataset) -> Vec<f32> {
+    session.set_adapter(adapter.cloned()).unwrap();
+    let outputs = session.predict_all(data, 8, |_| ()).unwrap();
+    session.set_adapter(None).unwrap();
+    outputs[0].1.to_floats()
+}
+
+#[test]
+fn lora_xs_trains_cores_alone_and_expands_to_lora() {
+    for quant in ["none", "int8"] {
+        let folder = tempfile::tempdir().unwrap();
+        export("encoder", quant, &["--basis", "8"], folder.path());
+        let again = tempfile::tempdir().unwrap();
+        export("encoder", quant, &["--basis", "8"], again.path());
+        for file in ["model.onnx", "model.onnx.data"] {
+            let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
+            assert!(read(folder.path()) == read(again.path()), "{file} differs from one export to the next");
+        }
+
+        let mut session = Session::open(folder.path()).unwrap();
+        let data = Dataset::read(session.base(), root().join("tests/golden/encoder/data.npz")).unwrap();
+        let new = Adapter::new(session.base(), &AdapterOptions::kind("lora-xs", 8)).unwrap();
+        assert!(new.changes_nothing());
+        assert_eq!(new.parameter_count(), 13 * 8 * 8, "a core at each linear");
+        let options = TrainOptions::new().steps(30).batch_size(11).lr(2e-2).seed(1);
+        let mut losses = Vec::new();
+        let mut trainer = Trainer::new(&mut session, new, &data, options).unwrap();
+        while let Some(step) = trainer.step().unwrap() {
+            losses.push(step.loss);
+        }
+        assert!(losses[29] < 0.8 * losses[0], "{quant}: loss {} -> {}", losses[0], losses[29]);
+        let trained = trainer.adapter();
+
+        // Elements of 4 bits and one scale of 2 bytes a core.
+        let record = trained.to_record(Dtype::Int4).unwrap();
+        assert_eq!(inlay_format::record::Record::decode(&record).unwrap().payload_bytes(), 13 * (8 * 8 / 2 + 2));
+
+        let lora = trained.to_lora(session.base()).unwrap();
+        let (xs, plain) = (outputs(&mut session, Some(&trained), &data), outputs(&mut session, Some(&lora), &data));
+        assert!(off(&plain, &xs) < 1e-5, "{quant}: as LoRA off by {:.1e}", off(&plain, &xs));
+        assert!(off(&xs, &outputs(&mut session, None, &data)) > 1e-2, "the adapter has an effect");
+        let peft = tempfile::tempdir().unwrap();
+        lora.to_peft(session.base(), peft.path()).unwrap();
+        let (read, _) = Adapter::from_peft(session.base(), peft.path()).unwrap();
+        assert_eq!(read, lora);
+        let other = Adapter::new(session.base(), &AdapterOptions::kind("lora-xs", 4)).unwrap_err().to_string();
+        assert!(other.contains("has rank 8"), "{other}");
+    }
+}
+
+#[test]
+fn a_base_without_a_basis_says_how_to_get_one() {
+    let folder = tempfile::tempdir().unwrap();
+    export("mlp", "none", &[], folder.path());
+    let session = Session::open(folder.path()).unwrap();
+    let refused = Adapter::new(session.base(), &AdapterOptions::kind("lora-xs", 8)).unwrap_err().to_string();
+    assert!(refused.contains("--basis"), "{refused}");
+}
