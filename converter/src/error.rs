@@ -159,6 +159,40 @@ pub enum Error {
         /// What is missing or wrong.
         detail: String,
     },
+    /// The base cannot be opened.
+    #[error(transparent)]
+    Base(Box<inlay_runtime::LoadError>),
+    /// The adapter cannot be read or written.
+    #[error("{path}: {}", Chain(source.as_ref()), path = path.display())]
+    Adapter {
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: Box<inlay_runtime::AdapterError>,
+    },
+    /// The adapter cannot be merged.
+    #[error(transparent)]
+    Merge(Box<inlay_runtime::merge::MergeError>),
+    /// A parameter of an adapter has no place in the format asked for.
+    #[error("parameter {parameter:?}: {detail}")]
+    NotInFile {
+        /// The parameter.
+        parameter: String,
+        /// Why, and what to do.
+        detail: String,
+    },
+}
+
+impl From<inlay_runtime::LoadError> for Error {
+    fn from(error: inlay_runtime::LoadError) -> Self {
+        Error::Base(Box::new(error))
+    }
+}
+
+impl From<inlay_runtime::merge::MergeError> for Error {
+    fn from(error: inlay_runtime::merge::MergeError) -> Self {
+        Error::Merge(Box::new(error))
+    }
 }
 
 fn domain_prefix(domain: &str) -> String {
@@ -172,3 +206,18 @@ pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error with its causes.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

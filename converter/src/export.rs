@@ -128,7 +128,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
 }
 
 /// Only an earlier export may be replaced: another model in `out` may be the source itself.
-fn expect_replaceable(out: &Path) -> Result<()> {
+pub(crate) fn expect_replaceable(out: &Path) -> Result<()> {
     let (model, data) = (out.join(MODEL_FILE), out.join(DATA_FILE));
     let is_export = || read(&model).is_ok_and(|m| m.metadata.contains_key(FORMAT_KEY));
     if (model.exists() || data.exists()) && !is_export() {
@@ -142,7 +142,7 @@ fn expect_replaceable(out: &Path) -> Result<()> {
 }
 
 /// `out` without links, if it is there.
-fn resolve(out: &Path) -> Result<PathBuf> {
+pub(crate) fn resolve(out: &Path) -> Result<PathBuf> {
     match fs::canonicalize(out) {
         Ok(real) => Ok(real),
         Err(_) if out.is_symlink() => {
@@ -190,14 +190,14 @@ const LOCK: &str = "export.lock";
 
 /// A folder that is written before it becomes the export. It vanishes if it does not, and the next export sweeps it if this
 /// process is killed.
-struct Temporary {
-    folder: tempfile::TempDir,
+pub(crate) struct Temporary {
+    pub folder: tempfile::TempDir,
     /// Held while the folder is in use.
     _lock: File,
 }
 
 /// A folder beside `out`, so that moving it there is a rename; inside of it where `out` is a mount point.
-fn temporary_folder(out: &Path) -> Result<Temporary> {
+pub(crate) fn temporary_folder(out: &Path) -> Result<Temporary> {
     let beside = parent(out);
     fs::create_dir_all(beside).map_err(io(beside))?;
     let is_there = out.is_dir();
@@ -241,7 +241,7 @@ fn on_one_file_system(_: &Path, _: &Path) -> bool {
 }
 
 /// Moves the finished files to `out`.
-fn publish(temporary: Temporary, out: &Path) -> Result<()> {
+pub(crate) fn publish(temporary: Temporary, out: &Path) -> Result<()> {
     let folder = temporary.folder;
     let lock = folder.path().join(LOCK);
     fs::remove_file(&lock).map_err(io(&lock))?;

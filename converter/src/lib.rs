@@ -15,6 +15,8 @@
 //! - [`write`](mod@write): the exported files, with [`encode`];
 //! - [`verify`]: the exported files compared with the source, which the [`oracle`] runs on [`samples`];
 //! - [`report`]: what was done.
+//!
+//! [`merge`](mod@merge) puts an adapter into the weights of its base, [`interop`] writes adapters for other programs.
 #![deny(unsafe_code)]
 
 pub mod basis;
@@ -27,7 +29,9 @@ pub mod graph;
 mod html;
 pub mod insert;
 pub mod inspect;
+pub mod interop;
 pub mod kv_cache;
+pub mod merge;
 pub mod oracle;
 pub mod paths;
 pub mod points;

@@ -1,6 +1,8 @@
 //! The command line of the converter.
 #![forbid(unsafe_code)]
 
+mod adapters;
+
 use std::io::{IsTerminal, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -37,6 +39,8 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         html: bool,
     },
+    #[command(flatten)]
+    Adapter(adapters::AdapterCommand),
 }
 
 #[derive(clap::Args)]
@@ -113,10 +117,12 @@ fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Export(args) => args.json,
         Command::Inspect { json, .. } => *json,
+        Command::Adapter(command) => command.on().json,
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
         Command::Export(args) => run_export(args),
         Command::Inspect { path, json, html } => run_inspect(&path, json, html),
+        Command::Adapter(command) => adapters::run(command).map_err(|e| e.to_string()).and_then(|text| print(&text)),
     }));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

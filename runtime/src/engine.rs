@@ -10,6 +10,7 @@ use crate::device::Devices;
 use crate::graph::Fragment;
 use crate::log::LogSink;
 use crate::lru::Lru;
+use crate::merge::Merged;
 use crate::plan::{Binding, FeedError, Mode, Plan, PlanError, PlanRequest};
 use crate::train::losses::Loss;
 use crate::train::optimizers::Configured;
@@ -42,6 +43,23 @@ pub(crate) struct PlanKey {
     pub fragments: Vec<Fragment>,
     /// `None` for prediction.
     pub training: Option<Training>,
+    /// Samples that have parameters of their own.
+    pub rows: Option<usize>,
+    /// The weights that take the place of the base's.
+    pub merged: Option<Arc<InPlace>>,
+}
+
+/// Merged weights, told from others by their version.
+#[derive(Debug)]
+pub(crate) struct InPlace {
+    pub version: Version,
+    pub merged: Merged,
+}
+
+impl PartialEq for InPlace {
+    fn eq(&self, other: &Self) -> bool {
+        self.version == other.version
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +77,9 @@ impl PlanKey {
             None => Mode::Predict,
             Some(Training { output, loss, optimizer }) => Mode::Train { output, loss: loss.as_plan(), optimizer },
         };
-        Plan::new(base, &PlanRequest { inputs: &inputs, parameters: &self.bindings, fragments: &self.fragments, mode })
+        let merged = self.merged.as_ref().map(|in_place| &in_place.merged);
+        let (parameters, fragments) = (&self.bindings, &self.fragments);
+        Plan::new(base, &PlanRequest { inputs: &inputs, parameters, fragments, mode, rows: self.rows, merged })
     }
 
     fn segments(&self) -> &'static [Segment] {
@@ -71,12 +91,18 @@ impl PlanKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Version(u64);
 
+impl Version {
+    /// No parameters but zeros.
+    pub const ZEROS: Version = Version(0);
+}
+
 /// A plan that is ready to run.
 pub(crate) struct Ready {
     pub plan: Plan,
     pub executable: Box<dyn Executable>,
-    /// The parameters that the executable holds; `None` when they have to be written.
-    pub version: Option<Version>,
+    /// The parameters that the executable holds, of each sample where they have their own; `None` when they have to be
+    /// written.
+    pub versions: Vec<Option<Version>>,
 }
 
 /// The devices of a session and the plans on them.
@@ -100,6 +126,11 @@ impl Engine {
     /// The device in use; the CPU as long as none was chosen.
     pub fn device(&self) -> &DeviceInfo {
         self.devices.current().info()
+    }
+
+    /// Forgets the plans that were made with merged weights, and those weights with them.
+    pub fn forget_merged(&mut self) {
+        self.plans.retain(|key| key.merged.is_none());
     }
 
     pub fn next_version(&mut self) -> Version {
@@ -135,7 +166,8 @@ impl Engine {
             let plan = key.plan(base)?;
             devices.decide(base.fingerprint(), &plan, key.segments(), log);
             let executable = devices.current().compile(Arc::clone(plan.program()))?;
-            Ok(Ready { plan, executable, version: None })
+            let versions = vec![None; key.rows.unwrap_or(1)];
+            Ok(Ready { plan, executable, versions })
         })
     }
 }

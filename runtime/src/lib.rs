@@ -67,6 +67,8 @@ pub mod adapters;
 
 pub mod peft;
 
+pub mod merge;
+
 /// A base on a device.
 pub mod session;
 

@@ -31,6 +31,11 @@ impl<K: PartialEq, V> Lru<K, V> {
         Ok(self.entries.last_mut().map(|(_, value)| value).expect("an entry was moved or added"))
     }
 
+    /// Forgets the entries whose key is not kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
+        self.entries.retain(|(key, _)| keep(key));
+    }
+
     pub fn clear(&mut self) {
         self.entries.clear();
     }

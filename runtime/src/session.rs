@@ -1,10 +1,12 @@
 //! A base on a device, with or without an adapter.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use inlay_devices::backend::{DeviceError, DeviceInfo};
-use inlay_devices::program::{Region, Segment};
+use inlay_devices::program::Segment;
 use inlay_format::metadata::Fingerprint;
 use inlay_format::record::{BaseId, RecordError};
 
@@ -12,11 +14,18 @@ use crate::adapters::{Adapter, AdapterError};
 use crate::base::{Base, LoadError, Verify};
 use crate::data::{Dataset, concatenate, select_rows};
 use crate::device::{DeviceOptions, Devices};
-use crate::engine::{Engine, PlanKey, Ready, RunError, Version};
+use crate::engine::{Engine, InPlace, PlanKey, Ready, RunError};
 use crate::graph::HostTensor;
 use crate::log::LogSink;
+use crate::merge::MergeError;
 use crate::onnx::Dim;
 use crate::plan::FeedError;
+
+mod merged;
+mod residents;
+mod rows;
+
+use residents::{Changes, Resident};
 
 /// How a session computes.
 #[derive(Clone, Debug)]
@@ -51,6 +60,30 @@ pub enum SessionError {
     /// A batch cannot be computed.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// No adapter of that name is resident.
+    #[error("no adapter \"{name}\" is resident; there are: {known}")]
+    NotResident {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// An adapter whose kind cannot differ between the samples of a batch.
+    #[error(
+        "adapter \"{name}\" is of kind \"{kind}\", which cannot differ between the samples of one batch; predict the samples of each adapter in a batch of their own"
+    )]
+    NotMixable {
+        /// The adapter.
+        name: String,
+        /// Its kind.
+        kind: &'static str,
+    },
+    /// The adapter cannot be merged.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// Adapters are of the base, not of what was merged into it.
+    #[error("an adapter is merged into the base; unmerge it before another is merged, used or trained")]
+    IsMerged,
     /// An output does not have one row a sample, so that batches cannot be joined.
     #[error(
         "output \"{name}\" has shape {shape:?} for a batch of {batch}, not one row a sample; predict all samples in one batch"
@@ -80,7 +113,10 @@ pub enum SessionError {
 /// ```
 pub struct Session {
     pub(crate) engine: Engine,
-    adapter: Option<(Adapter, Version)>,
+    /// By name.
+    residents: BTreeMap<String, Arc<Resident>>,
+    in_use: Option<Arc<Resident>>,
+    merged: Option<Arc<InPlace>>,
 }
 
 impl Session {
@@ -102,7 +138,7 @@ impl Session {
     }
 
     pub(crate) fn on(engine: Engine) -> Self {
-        Session { engine, adapter: None }
+        Session { engine, residents: BTreeMap::new(), in_use: None, merged: None }
     }
 
     /// The base.
@@ -117,28 +153,23 @@ impl Session {
 
     /// The adapter in use.
     pub fn adapter(&self) -> Option<&Adapter> {
-        self.adapter.as_ref().map(|(adapter, _)| adapter)
+        self.in_use.as_ref().map(|resident| resident.adapter())
     }
 
-    /// Puts an adapter in use, or none; gives back the one that was.
+    /// Puts an adapter in use, or none; gives back the one that was. To swap between several, see
+    /// [`Session::add_adapter`].
     ///
     /// # Errors
-    /// When the adapter belongs to another base or changes nothing; the one in use stays.
+    /// When the adapter belongs to another base or changes nothing, or another is merged; the one in use stays.
     pub fn set_adapter(&mut self, adapter: Option<Adapter>) -> Result<Option<Adapter>, SessionError> {
-        if let Some(adapter) = &adapter {
-            expect_base(adapter, self.base().fingerprint())?;
-            if adapter.changes_nothing() {
-                return Err(AdapterError::ChangesNothing.into());
-            }
-        }
-        Ok(self.swap_adapter(adapter))
+        let next = adapter.map(|adapter| self.resident(adapter)).transpose()?;
+        Ok(std::mem::replace(&mut self.in_use, next).map(residents::taken))
     }
 
     /// Puts an adapter in use that was checked, or is about to be trained.
     pub(crate) fn swap_adapter(&mut self, adapter: Option<Adapter>) -> Option<Adapter> {
-        let version = self.engine.next_version();
-        let before = std::mem::replace(&mut self.adapter, adapter.map(|adapter| (adapter, version)));
-        before.map(|(adapter, _)| adapter)
+        let next = adapter.map(|adapter| self.unchecked(adapter));
+        std::mem::replace(&mut self.in_use, next).map(residents::taken)
     }
 
     /// Every output for one batch of inputs, by name.
@@ -146,17 +177,34 @@ impl Session {
     /// # Errors
     /// When an input is missing or does not fit, or the device fails.
     pub fn predict(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Vec<(String, HostTensor)>, SessionError> {
-        let key = PlanKey {
-            inputs: inputs.iter().map(|(name, x)| ((*name).to_owned(), x.shape().to_vec())).collect(),
-            bindings: self.adapter().map(Adapter::bindings).unwrap_or_default(),
-            fragments: self.adapter().map(Adapter::fragments).unwrap_or_default(),
-            training: None,
-        };
-        let adapter = self.adapter.as_ref();
+        let adapters = [self.in_use.clone()];
+        self.run(inputs, self.changes(), None, &adapters)
+    }
+
+    /// Makes ready what a prediction for inputs of these names and shapes needs: its plan is made, and the parameters of
+    /// the adapter in use are on the device. Predictions do this themselves; done ahead, the first one does not wait.
+    ///
+    /// # Errors
+    /// As for [`Session::predict`].
+    pub fn prepare(&mut self, inputs: &[(&str, &[usize])]) -> Result<(), SessionError> {
+        let inputs = inputs.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        let key = self.key(inputs, self.changes(), None);
+        let adapters = [self.in_use.clone()];
+        Ok(self.engine.run(&key, |ready| residents::write(ready, &key.bindings, &adapters))?)
+    }
+
+    /// Computes a batch with the parameters of one adapter, or of one a sample.
+    fn run(
+        &mut self,
+        inputs: &[(&str, &HostTensor)],
+        changes: Changes,
+        rows: Option<usize>,
+        adapters: &[Option<Arc<Resident>>],
+    ) -> Result<Vec<(String, HostTensor)>, SessionError> {
+        let shapes = inputs.iter().map(|(name, x)| ((*name).to_owned(), x.shape().to_vec())).collect();
+        let key = self.key(shapes, changes, rows);
         let outputs = self.engine.run(&key, |ready| {
-            if let Some((adapter, version)) = adapter {
-                load_parameters(ready, adapter, *version)?;
-            }
+            residents::write(ready, &key.bindings, adapters)?;
             let Ready { plan, executable, .. } = ready;
             let fed = plan.feed(executable.as_mut(), inputs, None)?;
             executable.run(&[Segment::Forward])?;
@@ -166,6 +214,17 @@ impl Session {
             plan.outputs().iter().enumerate().map(read).collect::<Result<Vec<_>, FeedError>>()
         })?;
         Ok(outputs)
+    }
+
+    /// The plan of a prediction.
+    fn key(&self, inputs: Vec<(String, Vec<usize>)>, changes: Changes, rows: Option<usize>) -> PlanKey {
+        let Changes { bindings, fragments } = changes;
+        PlanKey { inputs, bindings, fragments, training: None, rows, merged: self.merged.clone() }
+    }
+
+    /// What the adapter in use changes.
+    fn changes(&self) -> Changes {
+        self.in_use.as_ref().map(|resident| resident.changes().clone()).unwrap_or_default()
     }
 
     /// Every output for all samples of a data set, computed `batch_size` at a time; `progress` hears how many are done.
@@ -226,19 +285,6 @@ impl Session {
 pub(crate) fn expect_base(adapter: &Adapter, fingerprint: Fingerprint) -> Result<(), AdapterError> {
     let (expected, found) = (BaseId::from(fingerprint), adapter.base());
     if expected == found { Ok(()) } else { Err(RecordError::OtherBase { expected, found }.into()) }
-}
-
-/// Writes an adapter's parameters, unless they are there already.
-fn load_parameters(ready: &mut Ready, adapter: &Adapter, version: Version) -> Result<(), FeedError> {
-    if ready.version == Some(version) {
-        return Ok(());
-    }
-    ready.version = None;
-    for ((_, values), slot) in adapter.tensors().zip(ready.plan.parameters()) {
-        ready.executable.write(Region::Params, slot.offset, values)?;
-    }
-    ready.version = Some(version);
-    Ok(())
 }
 
 /// Samples of a batch: as many as wanted and there are, or as many as the base insists on.

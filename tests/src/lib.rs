@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+pub mod adapters;
 pub mod golden;
 
 /// The README's example compiles.

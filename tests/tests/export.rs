@@ -124,9 +124,18 @@ fn exported_encoders_have_fused_attention() {
             base.inputs().iter().map(|port| (port.name.clone(), vec![2, 7])).collect();
         let inputs: Vec<(&str, &[usize])> =
             shapes.iter().map(|(name, dims)| (name.as_str(), dims.as_slice())).collect();
-        let plan =
-            Plan::new(&base, &PlanRequest { inputs: &inputs, parameters: &[], fragments: &[], mode: Mode::Predict })
-                .unwrap();
+        let plan = Plan::new(
+            &base,
+            &PlanRequest {
+                inputs: &inputs,
+                parameters: &[],
+                fragments: &[],
+                mode: Mode::Predict,
+                rows: None,
+                merged: None,
+            },
+        )
+        .unwrap();
         let kernels: Vec<&str> = plan.program().forward.iter().map(|call| call.kernel.name()).collect();
         let fused = kernels.iter().filter(|name| **name == "attention").count();
         assert_eq!(fused, 2, "{}: {kernels:?}", model.display());

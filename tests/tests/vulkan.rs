@@ -6,10 +6,12 @@ use std::env;
 use std::fs;
 use std::process::{Command, Output};
 
+use conformance::adapters;
 use conformance::golden::{self, Tolerances, Weights};
 use conformance::{binary, root};
 use inlay_devices::backend::DeviceKind;
 use inlay_devices::vulkan;
+use inlay_runtime::merge::MergeOptions;
 
 /// The device to test, or `None`, said aloud, where there is no Vulkan and none is required.
 fn device() -> Option<String> {
@@ -45,6 +47,37 @@ goldens! {
     cnn_int8 Int8,
     encoder_f32 F32,
     encoder_int8 Int8,
+}
+
+#[test]
+fn samples_of_a_batch_have_adapters_of_their_own() {
+    let Some(device) = device() else { return };
+    for (name, quant, first) in [("cnn_dyn23", "int8", "conv1"), ("encoder_dyn18", "int8", "query")] {
+        let folder = tempfile::tempdir().expect("the system has a temporary folder");
+        let (base, inputs) = adapters::fixture(name, quant, folder.path());
+        adapters::mix(&base, &inputs, &[first, ""], device.parse().expect("a device"), 1e-4);
+    }
+}
+
+#[test]
+fn merging_changes_the_weights_on_the_device_and_unmerging_gives_them_back() {
+    let Some(device) = device() else { return };
+    let folder = tempfile::tempdir().expect("the system has a temporary folder");
+    let (base, inputs) = adapters::fixture("mlp_dyn18", "int8", folder.path());
+    let inputs = adapters::refs(&inputs);
+    let mut session = adapters::session(&base, device.parse().expect("a device"));
+    let adapter = adapters::random_lora(&base, 3, 2.0, &[""], 5);
+    let plain = session.predict(&inputs).expect("the base runs");
+    for _ in 0..2 {
+        session.set_adapter(Some(adapter.clone())).expect("it is this base's");
+        let adapted = session.predict(&inputs).expect("the adapter runs");
+        session.merge(&adapter, &MergeOptions::keep_float("f32").expect("a float")).expect("LoRA merges");
+        let merged = session.predict(&inputs).expect("it runs");
+        let error = adapters::distance(adapters::floats(&merged), adapters::floats(&adapted));
+        assert!(error < 1e-4, "{error:e}");
+        assert!(session.unmerge());
+        assert_eq!(session.predict(&inputs).expect("the base runs"), plain, "bit for bit");
+    }
 }
 
 /// Trains the MLP golden for twelve steps; gives the output and the losses.

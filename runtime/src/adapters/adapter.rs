@@ -6,6 +6,7 @@ use inlay_format::record::{BaseId, PathHash, RecordError};
 use super::{AdapterError, AdapterKind, AdapterOptions, AdapterPoint, Binding, Lora, Part, Settings, Site};
 use crate::base::Base;
 use crate::graph::{Fragment, HostTensor};
+use crate::merge::Merge;
 use crate::peft::{self, LoraTensors, PeftLora, Prefix};
 use crate::random::Random;
 
@@ -170,6 +171,20 @@ impl Adapter {
     /// Names of the outputs that it adds to those of the base.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
         self.points().flat_map(|point| &point.fragment().outputs).map(|(name, _)| name.as_str())
+    }
+
+    /// What merging does at each point, with the node whose weight it changes; the kind where nothing can be merged.
+    pub(crate) fn merges(&self, base: &Base) -> Result<Vec<(Site, Merge)>, &'static str> {
+        let mut merges = Vec::new();
+        for part in &self.parts {
+            let sites = part.kind.sites(base);
+            for point in &part.points {
+                let site = sites.iter().find(|site| site.path == point.path).ok_or(part.kind.name())?;
+                let merge = part.kind.merge(site, &part.settings, &point.tensors).ok_or(part.kind.name())?;
+                merges.push((site.clone(), merge));
+            }
+        }
+        Ok(merges)
     }
 
     /// Number of trainable parameters.

@@ -4,6 +4,7 @@ use super::vectors::all_zero;
 use super::{AdapterError, AdapterKind, Binding, Fragment, FragmentNode, Insertion, Replacement, Settings, Site, Size};
 use crate::base::Base;
 use crate::graph::Attributes;
+use crate::merge::Merge;
 use crate::random::Random;
 
 /// A full-rank difference on the weight of a point: `y += x delta`, or a convolution with delta. Full fine-tuning of that
@@ -78,5 +79,17 @@ impl AdapterKind for Dense {
 
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         all_zero(tensors)
+    }
+
+    fn merge(&self, site: &Site, _: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        let [delta] = tensors else { return None };
+        let n = site.point().d_out as usize;
+        Some(Merge::Add(match site.point().op {
+            PointOp::Conv => {
+                let k = delta.len() / n;
+                (0..k).flat_map(|k_at| (0..n).map(move |n_at| delta[n_at * k + k_at])).collect()
+            }
+            _ => delta.clone(),
+        }))
     }
 }

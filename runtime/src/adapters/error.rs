@@ -1,5 +1,6 @@
 use inlay_format::record::{Dtype, PathHash, RecordError};
 
+use super::stack::StackError;
 use super::targets::TargetError;
 use crate::peft::PeftError;
 use crate::plan::PlanError;
@@ -155,6 +156,9 @@ pub enum AdapterError {
         /// Hash of the point's path.
         path: PathHash,
     },
+    /// Adapters that cannot be summed.
+    #[error(transparent)]
+    Stack(#[from] StackError),
     /// The record's tensors are not those of its kind at a point.
     #[error(
         "point \"{path}\": the adapter has tensors of {found:?} elements, expected {expected:?}; train anew on this base"

@@ -3,6 +3,7 @@ use inlay_format::record::LORA_KIND;
 
 use super::{AdapterError, AdapterKind, Binding, Insertion, Settings, Site, Size};
 use crate::base::Base;
+use crate::merge::Merge;
 use crate::random::Random;
 
 /// LoRA (Hu et al., 2021): `y += scaling * (x A) B`, with A and B the transposed of PEFT's.
@@ -74,5 +75,32 @@ impl AdapterKind for Lora {
 
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         tensors.iter().any(|tensor| tensor.iter().all(|x| *x == 0.0))
+    }
+
+    fn merge(&self, site: &Site, settings: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        let (point, rank) = (site.point(), usize::from(settings.rank));
+        let [a, b] = tensors else { return None };
+        let (k, n) = (a.len() / rank, point.d_out as usize);
+        // Strides of A over (k, r), of B over (r, n).
+        let (a_strides, b_strides) = match point.op {
+            PointOp::Linear => ([rank, 1], [n, 1]),
+            PointOp::Conv => ([1, k], [1, rank]),
+        };
+        let mut delta = Vec::with_capacity(k * n);
+        let mut row = vec![0f64; n];
+        for i in 0..k {
+            row.fill(0.0);
+            for r in 0..rank {
+                let a = f64::from(a[i * a_strides[0] + r * a_strides[1]]);
+                let b = b[r * b_strides[0]..].iter().step_by(b_strides[1]);
+                row.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * f64::from(*b));
+            }
+            delta.extend(row.iter().map(|sum| (f64::from(settings.scaling()) * sum) as f32));
+        }
+        Some(Merge::Add(delta))
+    }
+
+    fn mixes(&self) -> bool {
+        true
     }
 }

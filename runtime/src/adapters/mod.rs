@@ -15,6 +15,7 @@ mod lora_xs;
 mod options;
 mod part;
 mod record;
+mod stack;
 mod targets;
 mod vectors;
 
@@ -27,6 +28,7 @@ pub use lora::Lora;
 pub use lora_xs::LoraXs;
 pub use options::AdapterOptions;
 pub use part::{AdapterPoint, Part};
+pub use stack::StackError;
 pub use targets::{TargetError, Targets};
 pub use vectors::{Addend, Bias, Norm};
 
@@ -38,6 +40,7 @@ use std::fmt;
 use inlay_format::points::Point;
 
 use crate::base::Base;
+use crate::merge::Merge;
 use crate::random::Random;
 
 /// Every adapter kind.
@@ -89,6 +92,17 @@ pub trait AdapterKind: Sync {
 
     /// Whether a site with these values computes what the base does.
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool;
+
+    /// What merging these values does to the weight at a site; `None` where no weight computes the same.
+    fn merge(&self, site: &Site, settings: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        let _ = (site, settings, tensors);
+        None
+    }
+
+    /// Whether each sample of a batch may have parameters of its own, among which zeros mean none and fill up ranks.
+    fn mixes(&self) -> bool {
+        false
+    }
 }
 
 /// What [`Settings::rank`] is to a kind.

@@ -117,8 +117,13 @@ impl Op for Conv {
             let params = LinearParams { m: u(sizes.m()), k: u(sizes.k()), n: u(sizes.out_channels), flags };
             cx.call::<Linear>(&params, &[(&cols).into(), w, bias.as_ref().into(), (&y).into()]);
         } else {
-            let w = cx.contiguous_input(1)?;
-            let [cols, w, y] = grouped(&sizes, [&cols, &w, &y]);
+            let w = cx.input(1)?;
+            let w = if w.shape().len() == x.shape().len() { cx.contiguous(&w) } else { w };
+            let [cols, w, y] = if w.shape().len() == x.shape().len() {
+                grouped(&sizes, [&cols, &w, &y])
+            } else {
+                per_sample(&sizes, [&cols, &w, &y])
+            };
             if let Some(bias) = &bias {
                 // The product adds to the bias.
                 let whole = View {
@@ -270,6 +275,15 @@ fn grouped(sizes: &Sizes, [cols, w, y]: [&View; 3]) -> [View; 3] {
         ..view.clone()
     };
     [part(cols, [g, m, k], [k, g * k, 1]), part(w, [g, n, k], [n * k, k, 1]), part(y, [g, m, n], [n, g * n, 1])]
+}
+
+/// Patches, weight and result where each sample has a weight of its own: [B, Ho Wo, C k], [B, C_out, C k],
+/// [B, Ho Wo, C_out].
+fn per_sample(sizes: &Sizes, [cols, w, y]: [&View; 3]) -> [View; 3] {
+    let (b, k, n) = (sizes.batch, sizes.k(), sizes.out_channels);
+    let rows = |view: &View, columns| view.reshaped(&[b, sizes.m() / b.max(1), columns]).expect("it is row-major");
+    let w = View { shape: vec![b, n, k], strides: vec![w.strides[0], k, 1], ..w.clone() };
+    [rows(cols, k), w, rows(y, n)]
 }
 
 fn weight(lowering: &mut Lowering<'_>, frozen: &crate::plan::Frozen) -> Result<(Operand, u32), OpError> {

@@ -66,8 +66,14 @@ impl Op for Linear {
         cx.call::<LinearKernel>(&params, &[(&x).into(), w, bias.as_ref().into(), (&y).into()]);
         if cx.node().optional(3).is_some() {
             let (a, b) = (cx.input(3)?, cx.input(4)?);
-            let hidden = cx.scratch(&[m, a.shape()[1]]);
-            let (x, y) = (matrix(&x, m, k), matrix(&y, m, n));
+            // Where each sample has parameters of its own, they have a dimension for it.
+            let (samples, [_, rank]) = a.shape().split_last_chunk().expect("a parameter is a matrix");
+            let of_one = m / samples.iter().product::<usize>().max(1);
+            let rows = |view: &View, columns| {
+                view.reshaped(&[samples, &[of_one, columns]].concat()).expect("row-major views take any shape")
+            };
+            let hidden = cx.scratch(&[samples, &[of_one, *rank]].concat());
+            let (x, y) = (rows(&x, k), rows(&y, n));
             cx.matmul(1.0, [&x, &a], &hidden, false)?;
             let factor = cx.attributes().float("factor", 1.0);
             cx.matmul(factor, [&hidden, &b], &y, true)?;

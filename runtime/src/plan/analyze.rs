@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use inlay_devices::weight::Weight;
+
 use super::frozen::Frozen;
 use super::{Binding, PlanError, PlanRequest};
-use crate::base::Port;
+use crate::base::{Constant, Port};
 use crate::graph::{Attributes, DType, Graph, HostTensor, Node, ValueId};
 use crate::onnx::Dim;
 use crate::ops::{self, Input, NodeView, Op, Simplified, TensorType};
@@ -103,18 +105,12 @@ pub(crate) fn analyze(graph: &Graph, request: &PlanRequest<'_>) -> Result<Analys
     bind_parameters(graph, request, &mut analysis, &mut ids)?;
     for (i, value) in graph.values.iter().enumerate() {
         if let (Some(constant), None) = (&value.constant, ids[i]) {
-            let small = constant.dtype != DType::F32 || constant.dims.iter().product::<usize>() <= MAX_HOST_FLOATS;
-            let host = small
-                .then(|| HostTensor::from_window(constant.dtype, &constant.dims, &constant.window))
-                .flatten()
-                .map(Arc::new);
-            let role = Role::Constant { host, frozen: Frozen::new(constant) };
-            let ty = TensorType::new(constant.dtype, constant.dims.clone());
-            ids[i] = Some(analysis.add(value.name.clone(), ty, role));
+            ids[i] = Some(add_constant(&mut analysis, constant));
         }
     }
     for node in &graph.nodes {
-        classify(graph, node, &mut analysis, &mut ids)?;
+        let merged = request.merged.is_some_and(|merged| merged.weight(&node.name).is_some());
+        classify(graph, node, merged, &mut analysis, &mut ids)?;
     }
     let value_of = |id: &ValueId| ids[id.index()].expect("every value of the graph was visited");
     analysis.outputs = graph.output_ids.iter().map(value_of).collect();
@@ -122,7 +118,68 @@ pub(crate) fn analyze(graph: &Graph, request: &PlanRequest<'_>) -> Result<Analys
     Ok(analysis)
 }
 
-fn classify(graph: &Graph, node: &Node, analysis: &mut Analysis, ids: &mut [Option<usize>]) -> Result<(), PlanError> {
+fn add_constant(analysis: &mut Analysis, constant: &Constant) -> usize {
+    let small = constant.dtype != DType::F32 || constant.dims.iter().product::<usize>() <= MAX_HOST_FLOATS;
+    let host = small
+        .then(|| HostTensor::from_window(constant.dtype, &constant.dims, &constant.window))
+        .flatten()
+        .map(Arc::new);
+    let role = Role::Constant { host, frozen: Frozen::new(constant) };
+    analysis.add(constant.name.clone(), TensorType::new(constant.dtype, constant.dims.clone()), role)
+}
+
+/// The frozen weight that the linear or convolution of that name multiplies with.
+pub(crate) fn node_weight(graph: &Graph, node: &str) -> Option<Weight> {
+    let node = graph.nodes.iter().find(|known| known.name == node)?;
+    let n_axis = match node.op.op_type() {
+        "MatMul" => 1,
+        "Gemm" => usize::from(node.attributes.int("transB", 0) == 0),
+        "Conv" => 0,
+        _ => return None,
+    };
+    let mut analysis = Analysis::default();
+    let mut ids = vec![None; graph.values.len()];
+    let weight = known(graph, node.inputs.get(1).copied().flatten()?, MAX_WEIGHT_NODES, &mut analysis, &mut ids)?;
+    let frozen = match &analysis.values[weight].role {
+        Role::Constant { frozen: Some(frozen), .. } if frozen.is_dequantized() => frozen.clone(),
+        Role::Constant { host: Some(host), .. } => Frozen::from_host(&analysis.values[weight].name, host)?,
+        _ => return None,
+    };
+    frozen.weight(n_axis).ok()
+}
+
+/// Nodes between an initializer and the node that it is a weight of, at most.
+const MAX_WEIGHT_NODES: usize = 8;
+
+/// A value that depends on constants only.
+fn known(
+    graph: &Graph,
+    id: ValueId,
+    depth: usize,
+    analysis: &mut Analysis,
+    ids: &mut [Option<usize>],
+) -> Option<usize> {
+    if ids[id.index()].is_none() {
+        if let Some(constant) = &graph.values[id.index()].constant {
+            ids[id.index()] = Some(add_constant(analysis, constant));
+        } else {
+            let node = graph.nodes.iter().find(|node| node.outputs.contains(&Some(id)))?;
+            for input in node.inputs.iter().flatten() {
+                known(graph, *input, depth.checked_sub(1)?, analysis, ids)?;
+            }
+            classify(graph, node, false, analysis, ids).ok()?;
+        }
+    }
+    ids[id.index()]
+}
+
+fn classify(
+    graph: &Graph,
+    node: &Node,
+    merged: bool,
+    analysis: &mut Analysis,
+    ids: &mut [Option<usize>],
+) -> Result<(), PlanError> {
     let value_of = |id: &ValueId| ids[id.index()].expect("the graph is in topological order");
     let mut step = Step {
         label: node.name.clone(),
@@ -136,6 +193,8 @@ fn classify(graph: &Graph, node: &Node, analysis: &mut Analysis, ids: &mut [Opti
     let types = node.op.infer(&view).map_err(fail)?;
     let simplified = match types.first() {
         Some(ty) if ty.is_empty() && ty.dtype == DType::F32 && node.outputs.len() == 1 => Some(Simplified::Zero),
+        // What the base's weight is says nothing about the merged one.
+        _ if merged => None,
         _ => node.op.simplify(&view).map_err(fail)?,
     };
     // What one output is, when it is nothing new.

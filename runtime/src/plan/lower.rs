@@ -13,6 +13,7 @@ use super::frozen::Frozen;
 use super::prologue::{Destination, Negative, Source, Write};
 use super::view::View;
 use crate::graph::{DType, HostTensor};
+use crate::merge::Merged;
 use crate::ops::OpError;
 
 /// A call whose operands are not placed yet.
@@ -68,6 +69,8 @@ pub struct Lowering<'a> {
     pub(crate) consts: Vec<f32>,
     pub(crate) writes: Vec<Write>,
     pub(crate) label: String,
+    /// Weights that take the place of the base's.
+    pub(crate) merged: Option<&'a Merged>,
     /// Whether a gradient flows to each value.
     pub(crate) needs: Vec<bool>,
     /// The parameters, and where they start in their region.
@@ -75,13 +78,22 @@ pub struct Lowering<'a> {
     views: Vec<Option<View>>,
     copies: HashMap<(usize, usize, Vec<usize>, Vec<usize>), View>,
     made: HashMap<(&'static str, Vec<u32>, BufferId, usize), View>,
-    weight_ids: HashMap<(String, usize, Vec<usize>), usize>,
+    weight_ids: HashMap<WeightKey, usize>,
     const_ids: HashMap<Vec<u32>, BufferId>,
     ids: HashMap<(usize, usize), View>,
     /// The buffer that holds the gradient of a buffer, and may be added to.
     gradients: HashMap<BufferId, BufferId>,
     /// The buffer that held the complete gradient of a buffer, and has become that of another.
     donated: HashMap<BufferId, BufferId>,
+}
+
+/// What tells one weight of a program from another.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum WeightKey {
+    /// Name, axis of the outputs, shape.
+    Base(String, usize, Vec<usize>),
+    /// The node.
+    Merged(String),
 }
 
 /// A size as kernels take it.
@@ -91,33 +103,60 @@ pub(crate) fn u(size: usize) -> u32 {
 
 impl<'a> Lowering<'a> {
     pub(crate) fn new(analysis: &'a Analysis, parameter_shapes: &[Vec<usize>]) -> Self {
-        let mut buffers = Buffers::default();
-        let mut gradients = HashMap::new();
-        let mut parameters = Vec::new();
+        let mut lowering = Self::without_parameters(analysis);
         for shape in parameter_shapes {
             let len = shape.iter().product();
-            let buffer = buffers.add(Region::Params, len);
-            gradients.insert(buffer, buffers.add(Region::Grads, len));
-            parameters.push(View::contiguous(buffer, shape));
+            let buffer = lowering.buffers.add(Region::Params, len);
+            lowering.gradients.insert(buffer, lowering.buffers.add(Region::Grads, len));
+            lowering.parameters.push(View::contiguous(buffer, shape));
         }
+        lowering
+    }
+
+    /// The same for prediction with `rows` samples that have parameters of their own: each of the given offset and
+    /// shape gets a first dimension for the sample, and what belongs to one sample lies together, in `row_len` elements.
+    pub(crate) fn with_rows<'p>(
+        analysis: &'a Analysis,
+        parameters: impl Iterator<Item = (usize, &'p [usize])>,
+        rows: usize,
+        row_len: usize,
+    ) -> Self {
+        let mut lowering = Self::without_parameters(analysis);
+        let buffer = lowering.buffers.add(Region::Params, rows * row_len);
+        lowering.parameters = parameters
+            .map(|(offset, shape)| {
+                let one = View::contiguous(buffer, shape);
+                View {
+                    offset,
+                    shape: [&[rows], shape].concat(),
+                    strides: std::iter::once(row_len).chain(one.strides).collect(),
+                    ..one
+                }
+            })
+            .collect();
+        lowering
+    }
+
+    fn without_parameters(analysis: &'a Analysis) -> Self {
         let count = analysis.values.len();
         Lowering {
             analysis,
-            buffers,
+            buffers: Buffers::default(),
             drafts: Vec::new(),
             weights: Vec::new(),
             consts: Vec::new(),
             writes: Vec::new(),
             label: String::new(),
+            merged: None,
             needs: vec![false; count],
-            parameters,
+            parameters: Vec::new(),
             views: vec![None; count],
             copies: HashMap::new(),
             made: HashMap::new(),
             weight_ids: HashMap::new(),
             const_ids: HashMap::new(),
             ids: HashMap::new(),
-            gradients,
+            gradients: HashMap::new(),
             donated: HashMap::new(),
         }
     }
@@ -229,13 +268,20 @@ impl<'a> Lowering<'a> {
         Ok(view)
     }
 
-    /// A frozen weight as an operand; see [`Frozen::weight`].
+    /// A frozen weight as an operand, see [`Frozen::weight`], or what was merged into it at the node being lowered.
     pub(crate) fn weight(&mut self, frozen: &Frozen, n_axis: usize) -> Result<(Operand, Weight), OpError> {
-        let key = (frozen.name().to_owned(), n_axis, frozen.shape());
+        let merged = self.merged.and_then(|merged| merged.weight(&self.label));
+        let key = match merged {
+            Some(_) => WeightKey::Merged(self.label.clone()),
+            None => WeightKey::Base(frozen.name().to_owned(), n_axis, frozen.shape()),
+        };
         let id = match self.weight_ids.get(&key) {
             Some(&id) => id,
             None => {
-                self.weights.push(frozen.weight(n_axis)?);
+                self.weights.push(match merged {
+                    Some(weight) => weight.clone(),
+                    None => frozen.weight(n_axis)?,
+                });
                 self.weight_ids.insert(key, self.weights.len() - 1);
                 self.weights.len() - 1
             }

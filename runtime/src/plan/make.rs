@@ -10,6 +10,7 @@ use super::fuse::fuse;
 use super::hooks::{Loss, LossContext, UpdateContext};
 use super::lower::{Bound, Draft, Lowering, u};
 use super::prologue::{Destination, Negative, Prologue, Source, Write};
+use super::rows;
 use super::view::View;
 use super::{Mode, OutputSource, ParameterSlot, Plan, PlanError, PlanOutput, PlanRequest};
 use crate::graph::{DType, Graph};
@@ -20,14 +21,27 @@ pub(super) fn plan(graph: &Graph, request: &PlanRequest<'_>) -> Result<Plan, Pla
     let wanted = wanted_outputs(graph, &analysis, &request.mode)?;
     let values: Vec<usize> = wanted.iter().map(|&o| analysis.outputs[o]).collect();
     prune(&mut analysis, &values);
+    if let Some(rows) = request.rows {
+        rows::check(graph, &analysis, rows)?;
+    }
     fuse(&mut analysis, &values);
     prune(&mut analysis, &values);
+    if request.rows.is_some() {
+        rows::check_uses(&analysis)?;
+    }
     check_sizes(&analysis)?;
 
     let shapes: Vec<_> = request.parameters.iter().map(|p| p.shape.clone()).collect();
     let parameters = parameter_slots(request);
     let params_len = parameters.last().map_or(0, |p| aligned(p.offset + p.len()));
-    let mut lowering = Lowering::new(&analysis, &shapes);
+    let mut lowering = match request.rows {
+        None => Lowering::new(&analysis, &shapes),
+        Some(rows) => {
+            let shapes = parameters.iter().map(|slot| (slot.offset, slot.shape.as_slice()));
+            Lowering::with_rows(&analysis, shapes, rows, params_len)
+        }
+    };
+    lowering.merged = request.merged;
     let mut tape = Vec::new();
     for step in &analysis.steps {
         let saved = forward(&mut lowering, step)?;
@@ -55,6 +69,7 @@ pub(super) fn plan(graph: &Graph, request: &PlanRequest<'_>) -> Result<Plan, Pla
         lowering.label = "optimizer".to_owned();
         optimizer.lower(&mut UpdateContext { lowering: &mut lowering, len: params_len });
     }
+    let parameters = (parameters, params_len);
     finish(&analysis, lowering, [forward_len, backward_len], outputs, parameters, labels)
 }
 
@@ -233,7 +248,7 @@ fn finish(
     mut lowering: Lowering<'_>,
     [forward_len, backward_len]: [usize; 2],
     outputs: Vec<(usize, Option<View>)>,
-    parameters: Vec<ParameterSlot>,
+    (parameters, row_len): (Vec<ParameterSlot>, usize),
     labels: Option<crate::ops::TensorType>,
 ) -> Result<Plan, PlanError> {
     let drafts = std::mem::take(&mut lowering.drafts);
@@ -280,7 +295,7 @@ fn finish(
         }
     });
     let outputs = outputs.collect();
-    Ok(Plan { program: Arc::new(program), prologue, outputs, parameters, labels })
+    Ok(Plan { program: Arc::new(program), prologue, outputs, parameters, row_len, labels })
 }
 
 fn placed(bound: Bound, lowering: &Lowering<'_>) -> program::Operand {

@@ -11,6 +11,7 @@ mod hooks;
 mod lower;
 mod make;
 mod prologue;
+mod rows;
 mod view;
 
 pub use contexts::{Backward, Forward};
@@ -20,7 +21,7 @@ pub use lower::{Lowering, Operand};
 pub use prologue::{FeedError, IGNORED_LABEL, LABELS};
 pub use view::View;
 
-pub(crate) use analyze::Role;
+pub(crate) use analyze::{Role, node_weight};
 pub(crate) use emit::accumulated;
 pub(crate) use frozen::HostOrFrozen;
 pub(crate) use lower::u;
@@ -34,6 +35,7 @@ use inlay_devices::program::{Program, Slot};
 
 use crate::base::Base;
 use crate::graph::{DType, Fragment, FragmentError, Graph, HostTensor};
+use crate::merge::Merged;
 use crate::onnx::Dim;
 use crate::ops::{Op, OpError, TensorType};
 use prologue::{HostValues, Prologue};
@@ -49,6 +51,10 @@ pub struct PlanRequest<'a> {
     pub fragments: &'a [Fragment],
     /// What the plan does.
     pub mode: Mode<'a>,
+    /// For prediction only: how many samples the batch has, when each has parameters of its own.
+    pub rows: Option<usize>,
+    /// Weights that take the place of the base's.
+    pub merged: Option<&'a Merged>,
 }
 
 impl<'a> PlanRequest<'a> {
@@ -162,6 +168,28 @@ pub enum PlanError {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// An input without one row a sample, where each sample should have its own adapter.
+    #[error(
+        "input \"{name}\" of shape {found:?} does not have one row for each of {rows} adapters; give one adapter, or none, for each sample"
+    )]
+    RowsOfInput {
+        /// The input.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Adapters given.
+        rows: usize,
+    },
+    /// A node that mixes samples, or is not known not to, where each sample should have its own adapter.
+    #[error(
+        "node \"{node}\" ({op}) is not known to keep the samples of a batch apart; predict the samples of each adapter in a batch of their own"
+    )]
+    MixesRows {
+        /// Node name.
+        node: String,
+        /// Op.
+        op: String,
+    },
     /// A node cannot be run with these shapes.
     #[error("node \"{node}\" ({op}): {source}")]
     Node {
@@ -184,7 +212,8 @@ impl PlanError {
 }
 
 /// Where a parameter lies: the same elements of
-/// [`Region::Params`](inlay_devices::program::Region::Params) and its gradient, `m` and `v`.
+/// [`Region::Params`](inlay_devices::program::Region::Params) and its gradient, `m` and `v`. Where each sample has its
+/// own, that of the first; the others follow at distances of [`Plan::row_len`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterSlot {
     /// Name of the graph input.
@@ -230,6 +259,7 @@ pub struct Plan {
     prologue: Prologue,
     outputs: Vec<PlanOutput>,
     parameters: Vec<ParameterSlot>,
+    row_len: usize,
     labels: Option<TensorType>,
 }
 
@@ -267,6 +297,12 @@ impl Plan {
     /// Where parameters lie, in the order of the request.
     pub fn parameters(&self) -> &[ParameterSlot] {
         &self.parameters
+    }
+
+    /// Elements that all parameters of one sample, or of all, take in
+    /// [`Region::Params`](inlay_devices::program::Region::Params).
+    pub fn row_len(&self) -> usize {
+        self.row_len
     }
 
     /// Type of the labels, where the plan trains.
@@ -344,7 +380,8 @@ fn shape_with(graph: &Graph, value: &str, size: usize) -> Result<Option<Vec<usiz
     let shapes: Vec<Vec<usize>> = graph.inputs().iter().map(shape).collect();
     let inputs: Vec<(&str, &[usize])> =
         graph.inputs().iter().zip(&shapes).map(|(port, shape)| (port.name.as_str(), shape.as_slice())).collect();
-    let request = PlanRequest { inputs: &inputs, parameters: &[], fragments: &[], mode: Mode::Predict };
+    let request =
+        PlanRequest { inputs: &inputs, parameters: &[], fragments: &[], mode: Mode::Predict, rows: None, merged: None };
     let analysis = analyze::analyze(graph, &request)?;
     let is_wanted = |v: &&analyze::Value| v.name == value && v.ty.dtype == DType::F32 && matches!(v.role, Role::Step);
     Ok(analysis.values.iter().find(is_wanted).map(|value| value.ty.shape.clone()))

@@ -126,6 +126,7 @@ impl<'s> Trainer<'s> {
         if let Some((option, found, expected)) = options.out_of_range() {
             return Err(TrainError::Option { option, found, expected });
         }
+        session.expect_unmerged()?;
         expect_base(&adapter, session.base().fingerprint())?;
         let labels = data.labels().ok_or(DataError::NoLabels)?;
         let loss = options.loss.unwrap_or_else(|| losses::for_labels(labels));
@@ -147,6 +148,8 @@ impl<'s> Trainer<'s> {
             bindings: adapter.bindings(),
             fragments: adapter.fragments(),
             training: Some(Training { output, loss, optimizer }),
+            rows: None,
+            merged: None,
         };
         let (prediction, expected) = session.engine.run(&key, |ready| {
             let plan = &ready.plan;
@@ -222,10 +225,10 @@ impl<'s> Trainer<'s> {
         let next = self.session.engine.next_version();
         let rows_per_sample = self.rows_per_sample;
         let (loss, grad_norm, after) = self.session.engine.run(&self.key, |ready| {
-            if ready.version != Some(version) {
+            if ready.versions != [Some(version)] {
                 shadow.write(&ready.plan, ready.executable.as_mut())?;
             }
-            ready.version = None;
+            ready.versions = vec![None];
             let Ready { plan, executable, .. } = &mut *ready;
             let (mut loss, mut found) = (0.0, [0.0; stats::LEN]);
             for (i, micro) in micros.iter().enumerate() {
@@ -240,7 +243,7 @@ impl<'s> Trainer<'s> {
                 loss += found[stats::LOSS];
             }
             let after = shadow.read(plan, executable.as_mut())?;
-            ready.version = Some(next);
+            ready.versions = vec![Some(next)];
             Ok((loss, found[stats::GRAD_NORM], after))
         })?;
         let number = self.step + 1;
@@ -290,8 +293,8 @@ impl<'s> Trainer<'s> {
     pub fn gradients(&mut self) -> Result<Vec<(String, HostTensor)>, TrainError> {
         let version = self.version;
         let read = self.session.engine.run(&self.key, |ready| {
-            let Ready { plan, executable, version: held } = ready;
-            if *held != Some(version) {
+            let Ready { plan, executable, versions } = ready;
+            if *versions != [Some(version)] {
                 return Ok(None);
             }
             Ok::<_, FeedError>(Some(read_region(Region::Grads, plan, executable.as_mut())?))

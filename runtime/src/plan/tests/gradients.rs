@@ -101,7 +101,17 @@ fn int8(g: &mut Build, name: &str, values: &HostTensor, axis: usize) -> (ValueId
 impl Built {
     fn plan(&self, mode: Mode<'_>) -> Result<Plan, PlanError> {
         let inputs: Vec<(&str, &[usize])> = self.fed.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
-        Plan::of_graph(&self.graph, &PlanRequest { inputs: &inputs, parameters: &self.bindings, fragments: &[], mode })
+        Plan::of_graph(
+            &self.graph,
+            &PlanRequest {
+                inputs: &inputs,
+                parameters: &self.bindings,
+                fragments: &[],
+                mode,
+                rows: None,
+                merged: None,
+            },
+        )
     }
 
     fn feed(&self, plan: &Plan, plain: &mut Plain<f64>, labels: Option<&HostTensor>) {

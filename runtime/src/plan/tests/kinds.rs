@@ -49,7 +49,17 @@ impl Case<'_> {
     fn plan(&self, mode: Mode<'_>) -> Result<Plan, PlanError> {
         let shapes: Vec<(&str, &[usize])> = self.inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
         let (parameters, fragments) = (self.adapter.bindings(), self.adapter.fragments());
-        Plan::new(self.base, &PlanRequest { inputs: &shapes, parameters: &parameters, fragments: &fragments, mode })
+        Plan::new(
+            self.base,
+            &PlanRequest {
+                inputs: &shapes,
+                parameters: &parameters,
+                fragments: &fragments,
+                mode,
+                rows: None,
+                merged: None,
+            },
+        )
     }
 
     /// The first output, or that of a head, with parameters of one value, or along a direction.
@@ -150,7 +160,8 @@ fn kinds_start_at_the_base_and_have_gradients() {
 
 fn plan_of_base(base: &Base, inputs: &[(String, HostTensor)]) -> Vec<f64> {
     let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
-    let request = PlanRequest { inputs: &shapes, parameters: &[], fragments: &[], mode: Mode::Predict };
+    let request =
+        PlanRequest { inputs: &shapes, parameters: &[], fragments: &[], mode: Mode::Predict, rows: None, merged: None };
     let plan = Plan::new(base, &request).unwrap();
     let mut plain = Plain::<f64>::new(&plan);
     let fed: Vec<(&str, &HostTensor)> = inputs.iter().map(|(n, x)| (n.as_str(), x)).collect();

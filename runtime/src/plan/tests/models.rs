@@ -34,7 +34,17 @@ fn predict<T: PlainReal>(plan: &Plan, inputs: &[(String, HostTensor)]) -> Vec<Ho
 
 fn plan(base: &Base, inputs: &[(String, HostTensor)]) -> Result<Plan, PlanError> {
     let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
-    Plan::new(base, &PlanRequest { inputs: &shapes, parameters: &[], fragments: &[], mode: Mode::Predict })
+    Plan::new(
+        base,
+        &PlanRequest {
+            inputs: &shapes,
+            parameters: &[],
+            fragments: &[],
+            mode: Mode::Predict,
+            rows: None,
+            merged: None,
+        },
+    )
 }
 
 fn fixtures() -> Vec<PathBuf> {
@@ -125,7 +135,17 @@ fn whole_models_are_differentiated() {
         assert!(all.len() > 2, "{name}: {} parameters", all.len());
         let output = base.outputs()[0].name.clone();
         let make = |parameters: &[Binding]| {
-            Plan::new(&base, &PlanRequest { inputs: &shapes, parameters, fragments: &[], mode: train(&output) })
+            Plan::new(
+                &base,
+                &PlanRequest {
+                    inputs: &shapes,
+                    parameters,
+                    fragments: &[],
+                    mode: train(&output),
+                    rows: None,
+                    merged: None,
+                },
+            )
         };
         // Some are not used, such as those of a pooler.
         let used: Vec<Binding> = all.into_iter().filter(|b| make(std::slice::from_ref(b)).is_ok()).collect();

@@ -1,0 +1,177 @@
+//! An adapter merged into its base: plain ONNX without insertion points, at the cost of the base alone.
+
+use std::path::Path;
+
+use inlay_format::points::{LoraName, Point, PointOp};
+use inlay_format::quant::Layout;
+use inlay_runtime::merge::{MergeOptions, Merged, MergedPoint, Requantization};
+use inlay_runtime::{Adapter, Base};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::export::{expect_replaceable, publish, resolve, temporary_folder};
+use crate::graph::{Attribute, Graph, Node};
+use crate::quantize::{Packing, scale_name};
+use crate::read::read;
+use crate::tensor::{DType, Tensor};
+use crate::write::{MODEL_FILE, write_model, write_weights};
+
+/// What was merged.
+#[derive(Clone, Debug, Serialize)]
+pub struct MergeReport {
+    /// Every changed weight.
+    pub points: Vec<MergedWeight>,
+    /// Bytes of the `.onnx` file.
+    pub model_bytes: u64,
+    /// Bytes of the `.data` file.
+    pub data_bytes: u64,
+}
+
+/// A changed weight.
+#[derive(Clone, Debug, Serialize)]
+pub struct MergedWeight {
+    /// The insertion point that it belonged to.
+    pub path: String,
+    /// How it is stored.
+    pub stored: &'static str,
+    /// Norm of what storing it lost over that of the weight; `null` where it is exact to rounding.
+    pub error: Option<f64>,
+    /// The same over the norm of what the adapter adds.
+    pub error_of_change: Option<f64>,
+}
+
+impl From<&MergedPoint> for MergedWeight {
+    fn from(point: &MergedPoint) -> Self {
+        let error = |f: fn(&Requantization) -> f64| point.requantization.as_ref().map(f);
+        MergedWeight {
+            path: point.path.clone(),
+            stored: point.weight.scheme().name(),
+            error: error(|e| e.relative),
+            error_of_change: error(|e| e.of_change),
+        }
+    }
+}
+
+impl MergeReport {
+    /// The report for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for MergedWeight { path, stored, error, error_of_change } in &self.points {
+            text += &match error.zip(*error_of_change) {
+                Some((error, of_change)) => format!(
+                    "{path}: {stored}, off by {:.3} % of the weight, {:.1} % of what the adapter adds\n",
+                    100.0 * error,
+                    100.0 * of_change
+                ),
+                None => format!("{path}: {stored}, exact to rounding\n"),
+            };
+        }
+        text
+    }
+}
+
+/// Merges `adapter` into the exported folder `folder`, opened as `base`, and writes the result to the folder `out`.
+///
+/// # Errors
+/// If the adapter is of another base or of a kind that cannot be merged, or `out` holds what may not be replaced.
+pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptions, out: &Path) -> Result<MergeReport> {
+    let out = resolve(out)?;
+    expect_replaceable(&out)?;
+    if out.canonicalize().is_ok_and(|out| folder.canonicalize().is_ok_and(|folder| folder.starts_with(out))) {
+        return Err(Error::Place { path: out, detail: "is the base, which other adapters need; choose another --out" });
+    }
+    let merged = Merged::new(base, adapter, options)?;
+    let file = if folder.is_dir() { folder.join(MODEL_FILE) } else { folder.to_owned() };
+    let mut graph = read(&file)?.graph;
+    for point in base.points() {
+        remove_branch(&mut graph, point).ok_or_else(|| Error::NotExported {
+            path: file.clone(),
+            detail: format!(
+                "the branch of point {:?} is not as the converter writes it; re-export the model",
+                point.path
+            ),
+        })?;
+    }
+    for point in merged.points() {
+        let place = base.points().iter().find(|place| place.path == point.path);
+        replace_weight(&mut graph, place.expect("merged points are the base's"), point)?;
+    }
+    graph.sweep();
+    graph.sort()?;
+    let temporary = temporary_folder(&out)?;
+    let written = write_weights(&graph, &Packing::default(), temporary.folder.path(), &|_| ())?;
+    let model_bytes = write_model(&written, &[], "{}", temporary.folder.path())?;
+    Base::open(temporary.folder.path(), inlay_runtime::Verify::Full)?;
+    publish(temporary, &out)?;
+    let points = merged.points().iter().map(Into::into).collect();
+    Ok(MergeReport { points, model_bytes, data_bytes: written.data_bytes })
+}
+
+/// Takes the LoRA branch of a point out of the graph.
+fn remove_branch(graph: &mut Graph, point: &Point<String>) -> Option<()> {
+    let (a, b) = (LoraName::a(&point.path).to_string(), LoraName::b(&point.path).to_string());
+    let uses = |graph: &Graph, value: &str| graph.nodes.iter().position(|n| n.inputs.iter().any(|i| i == value));
+    let (down, up) = (uses(graph, &a)?, uses(graph, &b)?);
+    let branch = graph.nodes[up].output().to_owned();
+    let add = uses(graph, &branch).filter(|&add| graph.nodes[add].is("Add"))?;
+    let output = graph.nodes[add].output().to_owned();
+    let base = graph.nodes[add].inputs.iter().find(|input| **input != branch)?.clone();
+    let maker = graph.nodes.iter_mut().find(|node| node.name == point.node && node.output() == base)?;
+    maker.outputs[0] = output;
+    let mut at = 0;
+    graph.nodes.retain(|_| {
+        at += 1;
+        ![down, up, add].contains(&(at - 1))
+    });
+    Some(())
+}
+
+/// Lets the node of a point use the merged weight.
+fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint) -> Result<()> {
+    let weight = &point.weight;
+    let layout = weight.layout();
+    let dims: Vec<usize> = match (place.op, layout) {
+        (PointOp::Conv, _) => {
+            [place.d_out, place.d_in].iter().chain(&place.kernel).map(|&size| size as usize).collect()
+        }
+        (PointOp::Linear, Layout::KN) => vec![weight.k(), weight.n()],
+        (PointOp::Linear, Layout::NK) => vec![weight.n(), weight.k()],
+    };
+    let spelling = weight.scheme().spelling();
+    let name = graph.fresh_name(&format!("{}.merged_weight", place.path));
+    let dtype = DType::from_onnx(spelling.data_type);
+    let dtype =
+        dtype.filter(|_| matches!((spelling.dequantize, spelling.domain), (None | Some("DequantizeLinear"), "")));
+    let dtype = dtype.ok_or_else(|| Error::Quantize {
+        tensor: weight.name().to_owned(),
+        detail: format!("a merged weight cannot be stored as {} yet; use --keep-float", weight.scheme().name()),
+    })?;
+    graph.constants.insert(name.clone(), Tensor::new(dtype, dims, weight.data().bytes().to_vec().into())?);
+    let mut value = name.clone();
+    let mut nodes = Vec::new();
+    if spelling.dequantize.is_some() {
+        let scales = weight.scales().and_then(|scales| scales.floats()).unwrap_or_default();
+        graph.constants.insert(scale_name(&name), Tensor::from_f32(&[scales.len()], scales));
+        value = format!("{name}.dequantized");
+        let node = Node::new("DequantizeLinear", &value, &[&name, &scale_name(&name)], &value);
+        nodes.push(node.with("axis", Attribute::Int(layout.axis())));
+    }
+    let at = graph.nodes.iter().position(|node| node.name == point.node);
+    let at = at.expect("the branch of every point was found at its node");
+    match graph.nodes[at].op_type.as_str() {
+        "Gemm" => {
+            let transposed = Attribute::Int(i64::from(layout == Layout::NK));
+            graph.nodes[at].attributes.insert("transB".into(), transposed);
+        }
+        "MatMul" if layout == Layout::NK => {
+            let transposed = format!("{name}.transposed");
+            let perm = Attribute::Ints(vec![1, 0]);
+            nodes.push(Node::new("Transpose", &transposed, &[&value], &transposed).with("perm", perm));
+            value = transposed;
+        }
+        _ => {}
+    }
+    graph.nodes[at].inputs[1] = value;
+    graph.nodes.splice(0..0, nodes);
+    Ok(())
+}

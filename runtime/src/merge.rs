@@ -1,0 +1,256 @@
+//! Adapters merged into weights: the same outputs at the cost of the base alone.
+//!
+//! Merged weights lie in memory of their own; the mapped base stays as it is, so that unmerging gives it back bit for bit.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use inlay_devices::weight::{Mapping, Weight, WeightError, Window};
+use inlay_format::quant::{self, F32, Layout, NotFinite, Scheme};
+use inlay_format::record::{BaseId, RecordError};
+
+use crate::adapters::{Adapter, AdapterError, Site};
+use crate::base::Base;
+use crate::plan::node_weight;
+
+/// What merging does to the weight W [K, N] of a point: K are its inputs (of a convolution, C_in times the kernel), N its
+/// outputs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Merge {
+    /// `W += delta`, delta [K, N], row-major.
+    Add(Vec<f32>),
+}
+
+/// How merged weights are stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MergeOptions {
+    /// The float scheme that merged weights are stored in; `None` stores each as the base does, and quantizes it anew.
+    pub keep_float: Option<&'static dyn Scheme>,
+}
+
+impl MergeOptions {
+    /// Merged weights are stored in the scheme of that name, `f32` for instance, whatever the base stores.
+    ///
+    /// # Errors
+    /// When it is no float scheme.
+    pub fn keep_float(name: &str) -> Result<Self, MergeError> {
+        let floats = || quant::SCHEMES.iter().copied().filter(|scheme| is_float(*scheme));
+        let scheme = floats().find(|scheme| scheme.name() == name).ok_or_else(|| MergeError::NotFloat {
+            found: name.to_owned(),
+            known: floats().map(Scheme::name).collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(MergeOptions { keep_float: Some(scheme) })
+    }
+}
+
+/// Why an adapter cannot be merged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MergeError {
+    /// Kinds that compute what no weight can.
+    #[error("an adapter of kind \"{kind}\" cannot be merged into weights; use it as an adapter")]
+    Kind {
+        /// The kind.
+        kind: &'static str,
+    },
+    /// The adapter is of another base, or changes nothing.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The base has no weight at a point.
+    #[error("point \"{path}\": node \"{node}\" has no frozen weight that can be changed; re-export the base")]
+    NoWeight {
+        /// The point.
+        path: String,
+        /// Its node.
+        node: String,
+    },
+    /// The adapter is larger than floats are.
+    #[error("point \"{path}\": the merged weight is not finite; train the adapter again with a lower learning rate")]
+    NotFinite {
+        /// The point.
+        path: String,
+    },
+    /// The merged weight cannot be used.
+    #[error("point \"{path}\"")]
+    Weight {
+        /// The point.
+        path: String,
+        /// The cause.
+        source: WeightError,
+    },
+    /// No scheme that stores floats.
+    #[error("weights cannot be kept as \"{found}\"; use one of: {known}")]
+    NotFloat {
+        /// The name asked for.
+        found: String,
+        /// The names that there are.
+        known: String,
+    },
+}
+
+/// How far storing a merged weight moved it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Requantization {
+    /// Norm of the error over that of the merged weight.
+    pub relative: f64,
+    /// Norm of the error over that of what the adapter adds: at 1 as much is lost as was learned.
+    pub of_change: f64,
+    /// Largest error of an element.
+    pub largest: f32,
+}
+
+impl fmt::Display for Requantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Requantization { relative, of_change, .. } = self;
+        write!(f, "{:.3} % of the weight, {:.1} % of the change", 100.0 * relative, 100.0 * of_change)
+    }
+}
+
+/// A weight with an adapter merged into it.
+#[derive(Clone, Debug)]
+pub struct MergedPoint {
+    /// The insertion point.
+    pub path: String,
+    /// The node that uses the weight.
+    pub node: String,
+    /// The weight. Its name is that of the base's.
+    pub weight: Weight,
+    /// What storing it cost; `None` where it is f32, exact to rounding.
+    pub requantization: Option<Requantization>,
+}
+
+/// The weights of a base that an adapter changes, changed.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    points: Vec<MergedPoint>,
+    by_node: HashMap<String, usize>,
+}
+
+impl Merged {
+    /// Merges `adapter` into the weights of `base`, which stays as it is.
+    ///
+    /// # Errors
+    /// When the adapter is of another base, of a kind that cannot be merged, or changes nothing.
+    pub fn new(base: &Base, adapter: &Adapter, options: &MergeOptions) -> Result<Self, MergeError> {
+        let (expected, found) = (BaseId::from(base.fingerprint()), adapter.base());
+        if expected != found {
+            return Err(AdapterError::from(RecordError::OtherBase { expected, found }).into());
+        }
+        if adapter.changes_nothing() {
+            return Err(AdapterError::ChangesNothing.into());
+        }
+        let merges = adapter.merges(base).map_err(|kind| MergeError::Kind { kind })?;
+        let mut changes: Vec<(Site, Vec<f32>)> = Vec::new();
+        for (site, Merge::Add(delta)) in merges {
+            // Several parts of an adapter may change one weight.
+            match changes.iter_mut().find(|(known, _)| known.node == site.node) {
+                Some((_, sum)) => sum.iter_mut().zip(delta).for_each(|(sum, delta)| *sum += delta),
+                None => changes.push((site, delta)),
+            }
+        }
+        let points = changes.into_iter().map(|(site, delta)| merged(base, site, delta, options));
+        let points = points.collect::<Result<Vec<_>, _>>()?;
+        let by_node = points.iter().enumerate().map(|(i, point)| (point.node.clone(), i)).collect();
+        Ok(Merged { points, by_node })
+    }
+
+    /// The changed weights.
+    pub fn points(&self) -> &[MergedPoint] {
+        &self.points
+    }
+
+    /// The changed weight of a node.
+    pub(crate) fn weight(&self, node: &str) -> Option<&Weight> {
+        self.by_node.get(node).map(|&i| &self.points[i].weight)
+    }
+}
+
+fn is_float(scheme: &dyn Scheme) -> bool {
+    scheme.scales_len(2, 2) == 0
+}
+
+fn merged(base: &Base, site: Site, delta: Vec<f32>, options: &MergeOptions) -> Result<MergedPoint, MergeError> {
+    let Site { path, node, .. } = site;
+    let weight = node_weight(base.graph(), &node);
+    let weight = weight.ok_or_else(|| MergeError::NoWeight { path: path.clone(), node: node.clone() })?;
+    let (dims, layout) = ([weight.k(), weight.n()], weight.layout());
+    let mut values = floats(&weight);
+    for k in 0..dims[0] {
+        for n in 0..dims[1] {
+            values[layout.index(dims, [k, n])] += delta[k * dims[1] + n];
+        }
+    }
+    let change = norm(delta.into_iter());
+    let scheme = options.keep_float.unwrap_or(weight.scheme());
+    let fail = |source| MergeError::Weight { path: path.clone(), source };
+    let stored = store(weight.name(), scheme, layout, dims, &values, fail)?
+        .map_err(|_| MergeError::NotFinite { path: path.clone() })?;
+    let requantization = (scheme.name() != F32.name()).then(|| {
+        let errors = || floats(&stored).into_iter().zip(&values).map(|(stored, value)| stored - value);
+        let error = norm(errors());
+        Requantization {
+            relative: error / norm(values.iter().copied()).max(f64::MIN_POSITIVE),
+            of_change: error / change.max(f64::MIN_POSITIVE),
+            largest: errors().fold(0.0, |largest, error| error.abs().max(largest)),
+        }
+    });
+    Ok(MergedPoint { path, node, weight: stored, requantization })
+}
+
+/// All elements, in the order of memory.
+fn floats(weight: &Weight) -> Vec<f32> {
+    let view = weight.view();
+    let mut values = vec![0.0; view.k * view.n];
+    view.scheme.decode(view.data, view.scales, view.layout, [view.k, view.n], 0, &mut values);
+    values
+}
+
+fn norm(values: impl Iterator<Item = f32>) -> f64 {
+    values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
+/// A weight in memory of its own.
+fn store(
+    name: &str,
+    scheme: &'static dyn Scheme,
+    layout: Layout,
+    [k, n]: [usize; 2],
+    values: &[f32],
+    fail: impl Fn(WeightError) -> MergeError,
+) -> Result<Result<Weight, NotFinite>, MergeError> {
+    let mut data = Aligned::zeros(scheme.data_len(k, n));
+    let mut scales = vec![0.0; scheme.scales_len(k, n)];
+    if let Err(not_finite) = scheme.encode(values, layout, [k, n], data.bytes_mut(), &mut scales) {
+        return Ok(Err(not_finite));
+    }
+    let scales = (!scales.is_empty()).then(|| Window::from_floats(&scales));
+    Weight::new(name, scheme, layout, [k, n], data.window(), scales).map(Ok).map_err(fail)
+}
+
+/// Bytes that start where any element may.
+struct Aligned {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Aligned {
+    fn zeros(len: usize) -> Self {
+        Aligned { words: vec![0; len.div_ceil(8)], len }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
+    }
+
+    fn window(self) -> Window {
+        let len = self.len;
+        Window::new(Arc::new(self), 0..len).expect("it is all of its bytes")
+    }
+}
+
+impl Mapping for Aligned {
+    fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.words)[..self.len]
+    }
+}
