@@ -111,6 +111,8 @@ pub fn run(command: AdapterCommand) -> Result<String> {
     let on = command.on();
     let base = interop::open_base(&on.base)?;
     let (adapter, prefix) = interop::open_adapter(&base, &on.adapter)?;
+    // Other programs know no bases of LoRA-XS.
+    let adapter = interop::expanded(&base, &adapter, &on.adapter)?;
     let bytes = match &command {
         AdapterCommand::Merge { keep_float, .. } => return run_merge(&base, &adapter, on, keep_float.as_deref()),
         AdapterCommand::ImportPeft { dtype, .. } => Some(interop::write_record(&adapter, *dtype, &on.out)?),

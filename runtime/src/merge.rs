@@ -140,7 +140,7 @@ impl Merged {
         if adapter.changes_nothing() {
             return Err(AdapterError::ChangesNothing.into());
         }
-        let merges = adapter.merges(base).map_err(|kind| MergeError::Kind { kind })?;
+        let merges = adapter.to_lora(base)?.merges(base).map_err(|kind| MergeError::Kind { kind })?;
         let mut changes: Vec<(Site, Vec<f32>)> = Vec::new();
         for (site, Merge::Add(delta)) in merges {
             // Several parts of an adapter may change one weight.

@@ -38,6 +38,14 @@ pub fn open_adapter(base: &Base, path: &Path) -> Result<(Adapter, Option<Prefix>
     Ok((Adapter::from_record(base, &record).map_err(about)?, None))
 }
 
+/// The adapter with LoRA in the place of LoRA-XS, as other programs know it.
+///
+/// # Errors
+/// If it is not of this base. `path` is where it came from.
+pub fn expanded(base: &Base, adapter: &Adapter, path: &Path) -> Result<Adapter> {
+    adapter.to_lora(base).map_err(in_file(path))
+}
+
 /// Writes an adapter as a record.
 ///
 /// # Errors
