@@ -9,7 +9,7 @@ use inlay_runtime::random::Random;
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::quantize::{Packing, pack, scale_name, values};
+use crate::quantize::{Packing, Storage, pack, scale_name, values};
 use crate::tensor::Tensor;
 
 /// The kind that needs a basis.
@@ -39,9 +39,9 @@ pub fn add(graph: &mut Graph, points: &mut [Point<String>], packing: &Packing, r
         for (name, shape, values) in [("basis_A", [rows, rank], a), ("basis_B", [rank, columns], b)] {
             let name = format!("{}.{name}", point.path);
             let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
-            let packed = pack(&name, &Tensor::from_f32(&shape, &values), Layout::KN)?;
-            graph.constants.insert(scale_name(&name), Tensor::from_f32(&[shape[1]], &packed.scales));
-            graph.constants.insert(name, Tensor::from_i8(&shape, packed.data));
+            let packed = pack(&name, &Tensor::from_f32(&shape, &values), &Storage::int8(Layout::KN))?;
+            graph.constants.extend(packed.scales.map(|scales| (scale_name(&name), scales)));
+            graph.constants.insert(name, packed.data);
         }
         let full = || Error::Invalid(format!("point {:?} offers too many kinds", point.path));
         point.kinds.push(LORA_XS.to_owned()).map_err(|_| full())?;
@@ -58,6 +58,7 @@ fn is_transposed(graph: &Graph, point: &Point<String>) -> bool {
     let node = graph.nodes.iter().find(|node| node.name == point.node);
     node.is_some_and(|node| match node.op_type.as_str() {
         "Gemm" => node.int("transB").unwrap_or(0) != 0,
+        "MatMulNBits" => true,
         // A tied head: a product with the transposed table.
         _ => node
             .input(1)

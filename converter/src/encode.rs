@@ -14,9 +14,16 @@ pub const IR_VERSION: i64 = 10;
 
 /// The model of `graph` in operator set `opset`, without its constants.
 pub fn model(graph: &Graph, opset: i64) -> ModelProto {
+    let mut domains: Vec<&str> = graph.nodes.iter().map(|n| n.domain.as_str()).filter(|d| !d.is_empty()).collect();
+    domains.sort_unstable();
+    domains.dedup();
+    let others = domains.into_iter().map(|d| OperatorSetIdProto { domain: d.to_owned(), version: 1 });
     ModelProto {
         ir_version: IR_VERSION,
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: opset }],
+        opset_import: [OperatorSetIdProto { domain: String::new(), version: opset }]
+            .into_iter()
+            .chain(others)
+            .collect(),
         producer_name: "inlay".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(GraphProto {

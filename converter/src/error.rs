@@ -143,6 +143,20 @@ pub enum Error {
         /// The limit.
         allowed: f32,
     },
+    /// A rule of `--quant-rule` cannot be followed.
+    #[error("--quant-rule {rule:?}: {detail}")]
+    QuantRule {
+        /// The rule.
+        rule: String,
+        /// Why, and what to do.
+        detail: String,
+    },
+    /// int4 was asked for in vain.
+    #[error(
+        "no weight is stored as int4, which takes linears before the output head whose inputs fill blocks; \
+         use --quant int8 without --int4-block, --int4-method and --qdq, or a smaller --int4-block"
+    )]
+    NoInt4,
     /// The quantizer refused a tensor.
     #[error("tensor {tensor:?}: {detail}")]
     Quantize {

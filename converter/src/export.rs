@@ -8,14 +8,15 @@ use inlay_format::metadata::FORMAT_KEY;
 
 use crate::basis;
 use crate::canonicalize::canonicalize;
+use crate::drawing;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
 use crate::kv_cache;
 use crate::points::{candidates, select};
-use crate::quantize::{Quant, quantize};
+use crate::quantize::{Quantization, Site, quantize};
 use crate::read::read;
 use crate::report::{PackedWeight, Report, Skipped, bytes, notes};
-use crate::verify::{MAX_VERIFIED_BYTES, verify, verify_large};
+use crate::verify::{MAX_VERIFIED_BYTES, PackedGraph, verify, verify_large};
 use crate::write::{DATA_FILE, MODEL_FILE, write_model, write_weights};
 
 /// What to export, where to, and how.
@@ -26,7 +27,7 @@ pub struct Options {
     /// The folder to write; made if it is not there.
     pub out: PathBuf,
     /// How weights are stored.
-    pub quant: Quant,
+    pub quant: Quantization,
     /// Globs over module paths that choose the insertion points; all that can be trained if empty.
     pub targets: Vec<String>,
     /// Real inputs for the verification, a `.npz`.
@@ -72,9 +73,10 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     let all = candidates(&canonical);
     let chosen = select(&all, &options.targets)?;
 
+    let sites = Site::all(&canonical);
     let mut graph = canonical.clone();
     let mut points = insert(&mut graph, &chosen)?;
-    let packing = quantize(&mut graph, options.quant);
+    let packing = quantize(&mut graph, &sites, &options.quant)?;
     if let Some(rank) = options.basis {
         basis::add(&mut graph, &mut points, &packing, usize::from(rank))?;
     }
@@ -87,15 +89,25 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         done.set(done.get() + n);
         progress(Stage::Write(done.get(), total));
     })?;
-    let packed = packing
-        .layouts
-        .keys()
-        .map(|name| PackedWeight { name: name.clone(), shape: canonical.constants[name].dims().to_vec() });
-    let kept = packing.kept.into_iter().filter(|k| canonical.constants.contains_key(&k.name));
+    let packed = packing.weights.iter().map(|(name, storage)| {
+        let source = &canonical.constants[name];
+        PackedWeight {
+            name: name.clone(),
+            paths: sites.get(name).map_or(Vec::new(), |site| site.paths.clone()),
+            shape: source.dims().to_vec(),
+            scheme: storage.scheme.name(),
+            source_bytes: source.byte_len() as u64,
+            bytes: written.packed[name].bytes,
+            error: written.packed[name].error,
+            reason: storage.reason.clone(),
+        }
+    });
+    let kept = packing.kept.iter().filter(|k| canonical.constants.contains_key(&k.name)).cloned();
     let mut report = Report {
         source: options.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         producer: source.producer.clone(),
-        quant: options.quant,
+        quant: options.quant.default,
+        rules: options.quant.rules.clone(),
         source_bytes: source.bytes,
         model_bytes: 0,
         data_bytes: written.data_bytes,
@@ -105,7 +117,8 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         skipped: all.iter().filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
-        notes: notes(options.quant, &chosen),
+        notes: notes(&packing, &chosen),
+        drawing: drawing::svg(&canonical, &chosen.iter().map(|c| c.path.as_str()).collect()),
     };
     write_model(&written, &points, "{}", folder)?;
     progress(Stage::Verify);
@@ -118,7 +131,8 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
              float form in the runtime"
         ));
     } else {
-        report.outputs = verify(&source, &canonical, folder, samples, options.max_error)?;
+        let packed = PackedGraph { graph: &graph, packing: &packing };
+        report.outputs = verify(&source, packed, folder, samples, options.max_error)?;
     }
     report.model_bytes = write_model(&written, &points, &report.metadata(), folder)?;
     let page = page.map(|page| page.fill(&report.html())).transpose()?;

@@ -9,6 +9,7 @@ use inlay_format::points::{Point, check_all};
 use serde::Serialize;
 
 use crate::canonicalize::canonicalize;
+use crate::drawing;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::html;
@@ -17,6 +18,9 @@ use crate::read::{Model, read};
 use crate::report::{PointReport, Skipped, bytes, points_table};
 use crate::support;
 use crate::write::MODEL_FILE;
+
+/// What the drawing shows.
+const DRAWN: &str = "From inputs above to outputs below. Blue: a weight. Orange: a possible insertion point.";
 
 /// What a model offers.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +39,9 @@ pub struct Inspection {
     pub ops: Vec<OpReport>,
     /// Why a plain file cannot be exported, if so; its operators are then listed as the exporter wrote them.
     pub not_exportable: Option<String>,
+    /// The graph with its points as SVG, for the page.
+    #[serde(skip)]
+    pub drawing: Option<String>,
 }
 
 /// An operator of the model.
@@ -64,6 +71,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         skipped: Vec::new(),
         ops: ops(&model.graph),
         not_exportable: None,
+        drawing: None,
         file,
     };
     if inspection.exported {
@@ -75,6 +83,8 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
                 inspection.points = all.iter().filter(|c| c.obstacle.is_none()).map(Into::into).collect();
                 inspection.skipped = all.iter().filter_map(Skipped::of).collect();
                 inspection.ops = ops(&graph);
+                let points = inspection.points.iter().map(|p| p.path.as_str()).collect();
+                inspection.drawing = drawing::svg(&graph, &points);
             }
             Err(e) => inspection.not_exportable = Some(e.to_string()),
         }
@@ -157,6 +167,7 @@ impl Inspection {
             html::paragraph(&format!("{}, {}", self.kind(), bytes(self.bytes))),
             why.unwrap_or_default(),
             html::points(&self.points, &self.skipped),
+            self.drawing.as_ref().map_or_else(String::new, |svg| html::figure("Graph", DRAWN, svg)),
             html::table("Operators", &["operator", "nodes", "gradient"], ops),
         ];
         html::page(&self.file.display().to_string(), &body)

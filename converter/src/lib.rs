@@ -22,6 +22,7 @@
 pub mod basis;
 pub mod bounds;
 pub mod canonicalize;
+mod drawing;
 pub mod encode;
 pub mod error;
 pub mod export;

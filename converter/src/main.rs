@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use inlay_converter::export::{Options, Stage, export};
 use inlay_converter::inspect::inspect;
-use inlay_converter::quantize::Quant;
+use inlay_converter::quantize::{INT4_BLOCK, Quant, Quantization, Rule};
 use inlay_runtime::adapters::Targets;
 
 /// A trained ONNX model in, a frozen quantized base with insertion points for adapters out.
@@ -53,6 +53,18 @@ struct ExportArgs {
     /// How weights are stored
     #[arg(long, value_enum, default_value = "int8")]
     quant: QuantArg,
+    /// Another scheme for modules whose path matches; may be given several times, the last match counts
+    #[arg(long, value_name = "GLOB=SCHEME")]
+    quant_rule: Vec<Rule>,
+    /// Elements of an int4 block
+    #[arg(long, value_name = "N", default_value_t = INT4_BLOCK, value_parser = int4_block)]
+    int4_block: usize,
+    /// How int4 scales are found
+    #[arg(long, value_enum, default_value = "search")]
+    int4_method: Int4MethodArg,
+    /// Write int4 as DequantizeLinear of operator set 21, not as com.microsoft.MatMulNBits
+    #[arg(long)]
+    qdq: bool,
     /// Modules that get an insertion point: globs over their paths, separated by commas [default: all that can be
     /// trained]
     #[arg(long, value_name = "GLOB,...", value_parser = globs)]
@@ -84,8 +96,20 @@ struct ExportArgs {
 enum QuantArg {
     /// Symmetric int8, one scale per output channel or table row
     Int8,
+    /// int4 in blocks for linears; int8 for tables, convolutions and the output head
+    Int4,
+    /// Half precision
+    F16,
     /// f32, as the source has them
     None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Int4MethodArg {
+    /// Symmetric, the scale with the least squared error
+    Search,
+    /// Half-quadratic quantization: zero points, for skewed weights
+    Hqq,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -107,6 +131,13 @@ fn positive(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(x) if x >= 0.0 && x.is_finite() => Ok(x),
         _ => Err("expected a number that is not negative".into()),
+    }
+}
+
+fn int4_block(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if n.is_power_of_two() && (16..=256).contains(&n) => Ok(n),
+        _ => Err("expected 16, 32, 64, 128 or 256".into()),
     }
 }
 
@@ -148,9 +179,17 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
     let options = Options {
         model: args.model,
         out: args.out,
-        quant: match args.quant {
-            QuantArg::Int8 => Quant::Int8,
-            QuantArg::None => Quant::None,
+        quant: Quantization {
+            default: match args.quant {
+                QuantArg::Int8 => Quant::Int8,
+                QuantArg::Int4 => Quant::Int4,
+                QuantArg::F16 => Quant::F16,
+                QuantArg::None => Quant::None,
+            },
+            rules: args.quant_rule,
+            int4_block: args.int4_block,
+            hqq: args.int4_method == Int4MethodArg::Hqq,
+            qdq: args.qdq,
         },
         targets: args.targets.map(|globs| globs.0).unwrap_or_default(),
         report: args.report,

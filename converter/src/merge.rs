@@ -137,20 +137,20 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
         (PointOp::Linear, Layout::KN) => vec![weight.k(), weight.n()],
         (PointOp::Linear, Layout::NK) => vec![weight.n(), weight.k()],
     };
-    let spelling = weight.scheme().spelling();
+    let spelling = weight.scheme().spellings()[0];
     let name = graph.fresh_name(&format!("{}.merged_weight", place.path));
     let dtype = DType::from_onnx(spelling.data_type);
     let dtype =
-        dtype.filter(|_| matches!((spelling.dequantize, spelling.domain), (None | Some("DequantizeLinear"), "")));
+        dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear"), "")));
     let dtype = dtype.ok_or_else(|| Error::Quantize {
         tensor: weight.name().to_owned(),
         detail: format!("a merged weight cannot be stored as {} yet; use --keep-float", weight.scheme().name()),
     })?;
-    graph.constants.insert(name.clone(), Tensor::new(dtype, dims, weight.data().bytes().to_vec().into())?);
+    graph.constants.insert(name.clone(), Tensor::new(dtype, dims, weight.packed().data.bytes().to_vec().into())?);
     let mut value = name.clone();
     let mut nodes = Vec::new();
-    if spelling.dequantize.is_some() {
-        let scales = weight.scales().and_then(|scales| scales.floats()).unwrap_or_default();
+    if spelling.op_type.is_some() {
+        let scales = weight.view().parts.scales;
         graph.constants.insert(scale_name(&name), Tensor::from_f32(&[scales.len()], scales));
         value = format!("{name}.dequantized");
         let node = Node::new("DequantizeLinear", &value, &[&name, &scale_name(&name)], &value);

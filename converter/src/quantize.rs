@@ -1,14 +1,24 @@
-//! Stage 3: which constants are packed, in which layout, and why the others stay float.
+//! Stage 3: how each constant is stored, and why not otherwise.
+
+mod pack;
+mod sites;
+mod spell;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::str::FromStr;
 
-use inlay_format::quant::{Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
+use globset::{Glob, GlobMatcher};
+use inlay_format::quant::{F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
 use serde::Serialize;
 
+pub use pack::{Packed, dequantized, pack, values};
+pub use sites::{Site, Sites};
+
 use crate::error::{Error, Result};
-use crate::graph::{Attribute, Graph, Node};
-use crate::points::frozen_weight;
-use crate::tensor::{DType, Tensor};
+use crate::graph::Graph;
+use crate::tensor::{DType, Rewrite, Tensor};
+use sites::{Use, uses};
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -16,8 +26,83 @@ use crate::tensor::{DType, Tensor};
 pub enum Quant {
     /// Symmetric int8 with one scale per output channel or table row.
     Int8,
+    /// int4 in blocks along the inputs of linears; what else there is in int8.
+    Int4,
+    /// Half precision.
+    F16,
     /// As they are, f32.
     None,
+}
+
+impl Quant {
+    /// Every choice, as the command line names it.
+    pub const ALL: [Quant; 4] = [Quant::Int8, Quant::Int4, Quant::F16, Quant::None];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        if self == Quant::None { "none" } else { self.scheme().name() }
+    }
+
+    fn scheme(self) -> &'static dyn Scheme {
+        match self {
+            Quant::Int8 => &Int8,
+            Quant::Int4 => &Int4,
+            Quant::F16 => &F16,
+            Quant::None => &F32,
+        }
+    }
+}
+
+/// A scheme for the modules whose path matches a glob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// The glob.
+    pub pattern: String,
+    /// How the weights of those modules are stored.
+    pub quant: Quant,
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    /// `GLOB=SCHEME`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, name) = text.rsplit_once('=').ok_or("expected GLOB=SCHEME")?;
+        let quant = Quant::ALL.into_iter().find(|q| q.name() == name);
+        let known = || Quant::ALL.map(Quant::name).join(", ");
+        let quant = quant.ok_or_else(|| format!("{name:?} is no scheme; there are {}", known()))?;
+        Ok(Rule { pattern: pattern.to_owned(), quant })
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.pattern, self.quant.name())
+    }
+}
+
+/// Blocks of int4 without further words.
+pub const INT4_BLOCK: usize = 32;
+
+/// What is stored how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quantization {
+    /// What no rule names.
+    pub default: Quant,
+    /// Exceptions, by module path; the last one that matches counts.
+    pub rules: Vec<Rule>,
+    /// Elements of a block of int4: 16, 32, 64, 128 or 256.
+    pub int4_block: usize,
+    /// Whether int4 blocks have zero points, found by half-quadratic splitting.
+    pub hqq: bool,
+    /// Whether int4 is spelled as DequantizeLinear in blocks, not as MatMulNBits.
+    pub qdq: bool,
+}
+
+impl From<Quant> for Quantization {
+    fn from(default: Quant) -> Self {
+        Quantization { default, rules: Vec::new(), int4_block: INT4_BLOCK, hqq: false, qdq: false }
+    }
 }
 
 /// A float constant that is not quantized.
@@ -31,51 +116,35 @@ pub struct Kept {
     pub reason: String,
 }
 
+/// How a constant is packed.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Its scheme.
+    pub scheme: &'static dyn Scheme,
+    /// Which elements share a scale.
+    pub form: Form,
+    /// Which axis is contiguous.
+    pub layout: Layout,
+    /// Whether int4 is spelled as DequantizeLinear.
+    pub qdq: bool,
+    /// Why it is not stored as was asked for, if so.
+    pub reason: Option<String>,
+}
+
+impl Storage {
+    /// int8 with a scale for each output.
+    pub fn int8(layout: Layout) -> Self {
+        Storage { scheme: &Int8, form: Form::WHOLE, layout, qdq: false, reason: None }
+    }
+}
+
 /// What is packed and what is not.
 #[derive(Clone, Debug, Default)]
 pub struct Packing {
-    /// The layout of every constant that is packed, by name.
-    pub layouts: BTreeMap<String, Layout>,
+    /// Every constant that is packed, by name.
+    pub weights: BTreeMap<String, Storage>,
     /// The float constants that are not.
     pub kept: Vec<Kept>,
-}
-
-/// A packed weight.
-#[derive(Clone, Debug)]
-pub struct Packed {
-    /// int8 values in the constant's own order.
-    pub data: Vec<u8>,
-    /// One scale per output channel or row.
-    pub scales: Vec<f32>,
-}
-
-/// Decides what is packed, and puts a DequantizeLinear between each packed constant and its users.
-pub fn quantize(graph: &mut Graph, quant: Quant) -> Packing {
-    let mut packing = Packing::default();
-    let uses = uses(graph);
-    let mut origins: HashMap<&str, usize> = HashMap::new();
-    for origin in graph.constants.values().filter_map(|t| t.origin.as_deref()) {
-        *origins.entry(origin).or_default() += 1;
-    }
-    for (name, tensor) in graph.constants.iter().filter(|(_, t)| t.dtype.is_float()) {
-        let shared = tensor.origin.as_deref().is_some_and(|o| origins[o] > 1);
-        match layout(tensor, uses.get(name).map_or(&[], Vec::as_slice), quant, shared) {
-            Ok(layout) => {
-                packing.layouts.insert(name.clone(), layout);
-            }
-            Err(reason) => {
-                packing.kept.push(Kept { name: name.clone(), shape: tensor.dims().to_vec(), reason });
-            }
-        }
-    }
-    for (name, layout) in &packing.layouts {
-        let float = format!("{name}.dequantized");
-        graph.replace_uses(name, &float);
-        let node = Node::new("DequantizeLinear", &float, &[name, &scale_name(name)], &float)
-            .with("axis", Attribute::Int(layout.axis()));
-        graph.nodes.insert(0, node);
-    }
-    packing
 }
 
 /// The name of the scales of a packed constant.
@@ -83,138 +152,159 @@ pub fn scale_name(constant: &str) -> String {
     format!("{constant}.scale")
 }
 
-/// Packs the values of a constant.
+/// The name of the zero points of a packed constant.
+pub fn zero_point_name(constant: &str) -> String {
+    format!("{constant}.zero_point")
+}
+
+/// Decides how every constant is stored, and spells it in the graph; a constant that is turned for that stays one, with
+/// one more rewrite.
 ///
 /// # Errors
-/// If a value is not finite.
-pub fn pack(name: &str, tensor: &Tensor, layout: Layout) -> Result<Packed> {
-    let values = tensor.to_f32();
-    let shape = matrix(tensor, layout);
-    let mut packed = Packed {
-        data: vec![0; Int8.data_len(shape[0], shape[1])],
-        scales: vec![0.0; Int8.scales_len(shape[0], shape[1])],
-    };
-    Int8.encode(&values, layout, shape, &mut packed.data, &mut packed.scales)
-        .map_err(|e| Error::Quantize { tensor: name.to_owned(), detail: e.to_string() })?;
-    Ok(packed)
-}
-
-/// The values of a constant as devices hold it: what packing makes of them, where it is packed.
-///
-/// # Errors
-/// If a value is not finite.
-pub fn values(name: &str, tensor: &Tensor, packing: &Packing) -> Result<Vec<f32>> {
-    let Some(&layout) = packing.layouts.get(name) else { return Ok(tensor.to_f32()) };
-    let packed = pack(name, tensor, layout)?;
-    let mut values = vec![0.0; tensor.len()];
-    Int8.decode(&packed.data, &packed.scales, layout, matrix(tensor, layout), 0, &mut values);
-    Ok(values)
-}
-
-/// The constant as a matrix [K, N].
-fn matrix(tensor: &Tensor, layout: Layout) -> [usize; 2] {
-    let dims = tensor.dims();
-    match layout {
-        Layout::KN => [dims[0], dims[1]],
-        Layout::NK => [dims[1..].iter().product(), dims[0]],
+/// If a rule is no glob, matches nothing, or asks for what cannot be; if int4 is asked for, and no weight can be.
+pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Result<Packing> {
+    let rules = Rules::new(&options.rules, sites)?;
+    let mut packing = Packing::default();
+    let uses = uses(graph);
+    let mut origins: HashMap<&str, usize> = HashMap::new();
+    for origin in graph.constants.values().filter_map(|t| t.origin.as_deref()) {
+        *origins.entry(origin).or_default() += 1;
     }
-}
-
-/// How one node uses a constant: as a weight with its outputs on an axis, or otherwise.
-enum Use {
-    Weight(Layout),
-    Other(String),
-}
-
-fn uses(graph: &Graph) -> HashMap<String, Vec<Use>> {
-    let links = graph.links();
-    let mut uses: HashMap<String, Vec<Use>> = HashMap::new();
-    for node in &graph.nodes {
-        let weight = frozen_weight(graph, &links, node);
-        if let Some((name, axis)) = weight {
-            let layout = if axis == 0 { Layout::NK } else { Layout::KN };
-            uses.entry(name.to_owned()).or_default().push(Use::Weight(layout));
-        }
-        for (i, input) in node.inputs.iter().enumerate().filter(|(_, v)| graph.constants.contains_key(*v)) {
-            if i == 1 && weight.is_some_and(|(name, _)| name == input) {
-                continue;
+    for (name, tensor) in graph.constants.iter().filter(|(_, t)| t.dtype.is_float()) {
+        let site = sites.get(name);
+        let rule = site.and_then(|site| rules.of(site));
+        let weight = Weight {
+            tensor,
+            uses: uses.get(name).map_or(&[], Vec::as_slice),
+            shared: tensor.origin.as_deref().is_some_and(|o| origins[o] > 1),
+            head: site.is_some_and(|site| site.head),
+        };
+        let asked = rule.map_or(options.default, |rule| rule.quant);
+        match weight.storage(asked, options, rule.is_some()) {
+            Ok(storage) if rule.is_some() && storage.reason.is_some() => {
+                return Err(refused(rule.expect("checked"), name, storage.reason.as_deref().unwrap_or_default()));
             }
-            let of_linear = node.is("Transpose")
-                && links.consumers(node.output()).iter().all(|&user| {
-                    frozen_weight(graph, &links, &graph.nodes[user]).is_some_and(|(name, _)| name == input)
-                });
-            if of_linear {
-                continue;
+            Ok(storage) => {
+                packing.weights.insert(name.clone(), storage);
             }
-            let table = node.is("Gather") && i == 0 && node.int("axis").unwrap_or(0) == 0;
-            uses.entry(input.clone()).or_default().push(if table {
-                Use::Weight(Layout::NK)
-            } else {
-                Use::Other(format!("used by {} {:?}", node.op_type, node.name))
-            });
+            Err(reason) => match rule {
+                Some(rule) if asked != Quant::None => return Err(refused(rule, name, &reason)),
+                _ => packing.kept.push(Kept { name: name.clone(), shape: tensor.dims().to_vec(), reason }),
+            },
         }
     }
-    uses
+    let plain = Quantization { rules: Vec::new(), default: Quant::Int8, ..options.clone() } == Quant::Int8.into();
+    if !packing.weights.values().any(|s| s.scheme.name() == "int4") && (options.default == Quant::Int4 || !plain) {
+        return Err(Error::NoInt4);
+    }
+    for (name, storage) in &packing.weights {
+        spell::spell(graph, name, storage);
+    }
+    Ok(packing)
 }
 
-fn layout(tensor: &Tensor, uses: &[Use], quant: Quant, shared: bool) -> Result<Layout, String> {
-    if quant == Quant::None {
-        return Err("--quant none".into());
+fn refused(rule: &Rule, weight: &str, reason: &str) -> Error {
+    Error::QuantRule {
+        rule: rule.to_string(),
+        detail: format!("weight {weight:?}: {reason}; name another scheme for it, or narrow the pattern"),
     }
-    if tensor.dtype != DType::F32 {
-        return Err(format!("stored as {:?}", tensor.dtype));
-    }
-    if tensor.dims().len() < 2 {
-        return Err("bias, norm or scalar".into());
-    }
-    if tensor.len() < MIN_QUANTIZED_ELEMENTS {
-        return Err("too small to matter".into());
-    }
-    if shared {
-        return Err("another constant comes from the same initializer".into());
-    }
-    let mut layout = None;
-    for one in uses {
-        match one {
-            Use::Weight(l) if layout.is_none_or(|found| found == *l) => layout = Some(*l),
-            Use::Weight(_) => return Err("its users need scales on different axes".into()),
-            Use::Other(reason) => return Err(reason.clone()),
+}
+
+/// The rules, each with its glob.
+struct Rules<'a>(Vec<(&'a Rule, GlobMatcher)>);
+
+impl<'a> Rules<'a> {
+    fn new(rules: &'a [Rule], sites: &Sites) -> Result<Self> {
+        let mut compiled = Vec::new();
+        for rule in rules {
+            let fail = |detail: String| Error::QuantRule { rule: rule.to_string(), detail };
+            let glob = Glob::new(&rule.pattern).map_err(|e| fail(e.to_string()))?.compile_matcher();
+            if !sites.values().any(|site| site.paths.iter().any(|path| glob.is_match(path))) {
+                let known: Vec<&str> = sites.values().flat_map(|s| &s.paths).take(8).map(String::as_str).collect();
+                return Err(fail(format!("matches no module with a weight; there are {}, ...", known.join(", "))));
+            }
+            compiled.push((rule, glob));
         }
+        Ok(Rules(compiled))
     }
-    layout.ok_or_else(|| "not used as a weight".into())
+
+    fn of(&self, site: &Site) -> Option<&'a Rule> {
+        let matches = |glob: &GlobMatcher| site.paths.iter().any(|path| glob.is_match(path));
+        self.0.iter().rev().find(|(_, glob)| matches(glob)).map(|(rule, _)| *rule)
+    }
+}
+
+/// A float constant, with what decides how it can be stored.
+struct Weight<'a> {
+    tensor: &'a Tensor,
+    uses: &'a [Use],
+    shared: bool,
+    head: bool,
+}
+
+impl Weight<'_> {
+    /// How it is stored when `asked` is asked for; the reason why it stays as it is, if it does.
+    fn storage(&self, asked: Quant, options: &Quantization, explicit: bool) -> Result<Storage, String> {
+        if asked == Quant::None {
+            return Err("--quant none".into());
+        }
+        let layout = self.layout()?;
+        let whole = |scheme, reason| Storage { scheme, form: Form::WHOLE, layout, qdq: false, reason };
+        if asked != Quant::Int4 {
+            return Ok(whole(asked.scheme(), None));
+        }
+        let k = match layout {
+            Layout::KN => self.tensor.dims()[0],
+            Layout::NK => self.tensor.dims()[1..].iter().product(),
+        };
+        let obstacle = if let Some(role) = self.uses.iter().find_map(Use::not_int4) {
+            Some(role.to_owned())
+        } else if self.head && !explicit {
+            Some("int8: the output head, where an error is not averaged out".into())
+        } else if !k.is_multiple_of(options.int4_block) {
+            Some(format!("int8: {k} inputs are no multiple of the block of {}", options.int4_block))
+        } else {
+            None
+        };
+        if obstacle.is_some() {
+            return Ok(whole(&Int8, obstacle));
+        }
+        let form = Form { block: options.int4_block, zero_points: options.hqq };
+        let qdq = options.qdq || self.uses.iter().any(|one| !one.takes_n_bits());
+        Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, reason: None })
+    }
+
+    /// The layout that all users agree on.
+    fn layout(&self) -> Result<Layout, String> {
+        let tensor = self.tensor;
+        if tensor.dtype != DType::F32 {
+            return Err(format!("stored as {:?}", tensor.dtype));
+        }
+        if tensor.dims().len() < 2 {
+            return Err("bias, norm or scalar".into());
+        }
+        if tensor.len() < MIN_QUANTIZED_ELEMENTS {
+            return Err("too small to matter".into());
+        }
+        if self.shared {
+            return Err("another constant comes from the same initializer".into());
+        }
+        let mut layout = None;
+        for one in self.uses {
+            match one {
+                Use::Other(reason) => return Err(reason.clone()),
+                Use::Weight { layout: l, .. } if layout.is_none_or(|found| found == *l) => layout = Some(*l),
+                Use::Weight { .. } => return Err("its users need scales on different axes".into()),
+            }
+        }
+        layout.ok_or_else(|| "not used as a weight".into())
+    }
+}
+
+/// The constant with its outputs first.
+fn turned(tensor: &Tensor) -> Tensor {
+    tensor.rewritten(Rewrite::Transpose)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graph::{Port, ValueType};
-
-    fn tied(transposed: bool) -> Graph {
-        let port = |name: &str| Port { name: name.into(), ty: ValueType { dtype: DType::F32, dims: None } };
-        let mut nodes = vec![Node::new("Gather", "embed", &["table", "ids"], "e")];
-        if transposed {
-            nodes.push(Node::new("Transpose", "t", &["table"], "head"));
-        }
-        nodes.push(Node::new("MatMul", "m", &["e", if transposed { "head" } else { "table" }], "y"));
-        let mut g = Graph { inputs: vec![port("ids")], outputs: vec![port("y")], nodes, ..Graph::default() };
-        g.constants.insert("table".into(), Tensor::from_f32(&[32, 32], &[0.5; 1024]));
-        g
-    }
-
-    #[test]
-    fn a_tied_head_shares_the_scales_of_its_table() {
-        let mut g = tied(true);
-        let packing = quantize(&mut g, Quant::Int8);
-        assert_eq!(packing.layouts["table"], Layout::NK);
-        assert_eq!(g.nodes[0].op_type, "DequantizeLinear");
-        assert_eq!(g.nodes[0].int("axis"), Some(0));
-        assert_eq!(g.nodes[1].inputs[0], "table.dequantized");
-    }
-
-    #[test]
-    fn contradicting_axes_stay_float() {
-        let packing = quantize(&mut tied(false), Quant::Int8);
-        assert!(packing.layouts.is_empty());
-        assert!(packing.kept[0].reason.contains("different axes"));
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ use prost::bytes::Bytes;
 use crate::error::{Error, Result, io};
 use crate::graph::{Attribute, Dim, Graph, Node, Port, ValueType};
 use crate::proto::{self, DimensionValue, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type};
-use crate::tensor::{DType, Tensor, element_count};
+use crate::tensor::{DType, Tensor};
 
 /// The operator sets that the converter reads.
 pub const OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
@@ -290,7 +290,7 @@ fn tensor(t: TensorProto, files: &mut Files, is_initializer: bool) -> Result<Ten
         .map(|&d| usize::try_from(d).ok())
         .collect::<Option<Vec<usize>>>()
         .ok_or_else(|| about(format!("shape {:?} is negative", t.dims)))?;
-    let expected = element_count(&dims).and_then(|n| n.checked_mul(dtype.size()));
+    let expected = dtype.bytes(&dims);
     let bytes = if t.data_location == proto::EXTERNAL {
         files.slice(&t, expected)?
     } else if !t.raw_data.is_empty() {
@@ -315,7 +315,7 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Bytes {
         DType::I32 => bytes(&t.int32_data, i32::to_le_bytes),
         DType::U64 => bytes(&t.uint64_data, u64::to_le_bytes),
         DType::U32 => bytes(&t.uint64_data, |v| (v as u32).to_le_bytes()),
-        DType::I8 | DType::U8 | DType::Bool => bytes(&t.int32_data, |v| [v as u8]),
+        DType::I8 | DType::U8 | DType::U4 | DType::Bool => bytes(&t.int32_data, |v| [v as u8]),
         DType::I16 | DType::U16 | DType::F16 | DType::BF16 => bytes(&t.int32_data, |v| (v as u16).to_le_bytes()),
     }
 }

@@ -1,12 +1,13 @@
 //! What an export did, as text, JSON or HTML.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
 
 use crate::html::{self, row, table};
 use crate::points::Candidate;
-use crate::quantize::{Kept, Quant};
+use crate::quantize::{Kept, Packing, Quant, Rule};
 use crate::verify::OutputReport;
 
 /// What an export did.
@@ -16,8 +17,11 @@ pub struct Report {
     pub source: String,
     /// The tool that wrote the source.
     pub producer: String,
-    /// How weights are stored.
+    /// How weights are stored that no rule names.
     pub quant: Quant,
+    /// The rules.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// Bytes of the source, with its external data.
     pub source_bytes: u64,
     /// Bytes of the exported `.onnx`.
@@ -38,6 +42,9 @@ pub struct Report {
     pub not_verified: Option<String>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The graph with its points as SVG, for the page.
+    #[serde(skip)]
+    pub drawing: Option<String>,
 }
 
 /// A packed weight.
@@ -45,8 +52,21 @@ pub struct Report {
 pub struct PackedWeight {
     /// Its name.
     pub name: String,
+    /// Paths of the modules that use it.
+    pub paths: Vec<String>,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// How it is stored.
+    pub scheme: &'static str,
+    /// Bytes as the source has it.
+    pub source_bytes: u64,
+    /// Bytes as it is stored, with scales and zero points.
+    pub bytes: u64,
+    /// Norm of the difference from the source's values, relative to their norm.
+    pub error: f32,
+    /// Why it is not stored as was asked for, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// An insertion point.
@@ -135,7 +155,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// What the user should know about a base with these points.
-pub fn notes(quant: Quant, chosen: &[Candidate]) -> Vec<String> {
+pub fn notes(packing: &Packing, chosen: &[Candidate]) -> Vec<String> {
     let mut notes = Vec::new();
     let folded: Vec<&str> = chosen.iter().filter(|c| c.folded_norm).map(|c| c.path.as_str()).collect();
     if !folded.is_empty() {
@@ -146,7 +166,7 @@ pub fn notes(quant: Quant, chosen: &[Candidate]) -> Vec<String> {
             folded.join(", ")
         ));
     }
-    if quant == Quant::Int8 {
+    if packing.weights.values().any(|storage| storage.scheme.name() == "int8") {
         notes.push(
             "onnxruntime: use basic graph optimization, or session.qdq_matmulnbits_accuracy_level=1; its default \
              quantizes activations too"
@@ -166,6 +186,7 @@ impl Report {
     pub fn metadata(&self) -> String {
         serde_json::to_string(&serde_json::json!({
             "quant": self.quant,
+            "rules": self.rules,
             "source": self.source,
             "source_bytes": self.source_bytes,
             "packed": self.packed,
@@ -188,6 +209,24 @@ impl Report {
             bytes(self.bytes())
         );
         let _ = writeln!(text, "{} weights packed, {} stayed float", self.packed.len(), self.kept.len());
+        for (scheme, weights) in self.packed_by_scheme() {
+            let sum = |f: fn(&PackedWeight) -> u64| bytes(weights.iter().map(|w| f(w)).sum());
+            let worst = weights.iter().max_by(|a, b| a.error.total_cmp(&b.error)).expect("no group is empty");
+            let _ = writeln!(
+                text,
+                "  {scheme}: {} weights, {} -> {}, largest relative error {:.4} ({})",
+                weights.len(),
+                sum(|w| w.source_bytes),
+                sum(|w| w.bytes),
+                worst.error,
+                worst.paths.first().unwrap_or(&worst.name)
+            );
+        }
+        for weight in &self.packed {
+            if let Some(reason) = &weight.reason {
+                let _ = writeln!(text, "  {} is {reason}", weight.paths.first().unwrap_or(&weight.name));
+            }
+        }
         for (reason, names) in self.kept_by_reason() {
             let shown = names.iter().take(3).copied().collect::<Vec<_>>().join(", ");
             let more = if names.len() > 3 { ", ..." } else { "" };
@@ -216,6 +255,15 @@ impl Report {
         text
     }
 
+    /// The packed weights of each scheme.
+    fn packed_by_scheme(&self) -> BTreeMap<&str, Vec<&PackedWeight>> {
+        let mut groups: BTreeMap<&str, Vec<&PackedWeight>> = BTreeMap::new();
+        for weight in &self.packed {
+            groups.entry(weight.scheme).or_default().push(weight);
+        }
+        groups
+    }
+
     fn kept_by_reason(&self) -> Vec<(&str, Vec<&str>)> {
         let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
         for kept in &self.kept {
@@ -229,26 +277,55 @@ impl Report {
 
     /// The report as one self-contained page.
     pub fn html(&self) -> String {
-        let packed = self.packed.iter().map(|p| row(&[p.name.clone(), format!("{:?}", p.shape)]));
-        let kept = self.kept.iter().map(|k| row(&[k.name.clone(), format!("{:?}", k.shape), k.reason.clone()]));
+        let ratio = format!("{:.1} ×", self.source_bytes as f64 / self.bytes().max(1) as f64);
+        let mut cards = vec![
+            (bytes(self.source_bytes), "source"),
+            (bytes(self.bytes()), "exported"),
+            (ratio, "smaller"),
+            (self.points.len().to_string(), "insertion points"),
+        ];
+        if let Some(worst) = self.outputs.iter().map(|o| o.cosine).min_by(f32::total_cmp) {
+            cards.push((format!("{worst:.5}"), "lowest cosine of an output"));
+        }
         let outputs = self.outputs.iter().map(|o| {
             let number = |x: f32| format!("{x:.2e}");
             let cosine = format!("{:.6}", o.cosine);
             let structure = o.structure.map_or("not compared".to_owned(), number);
             row(&[o.name.clone(), structure, number(o.max_abs), number(o.relative_l2), cosine])
         });
-        let bar = |label: &str, n: u64| {
-            let width = 100.0 * n as f64 / self.source_bytes.max(self.bytes()).max(1) as f64;
-            format!("<div class=bar><i style='width:{width:.1}%'></i><span>{label}: {}</span></div>\n", bytes(n))
-        };
+        let whole = self.source_bytes.max(self.bytes()) as f64;
+        let size = |label: &str, n: u64| html::bar(&format!("{label}: {}", bytes(n)), n as f64, whole);
+        let parts = self.packed_by_scheme().into_iter().map(|(scheme, weights)| {
+            size(&format!("of which {scheme}, {} weights", weights.len()), weights.iter().map(|w| w.bytes).sum())
+        });
+        let worst = self.packed.iter().map(|p| p.error).fold(0f32, f32::max);
+        let packed = self.packed.iter().map(|p| {
+            let name = if p.paths.is_empty() { p.name.clone() } else { p.paths.join(", ") };
+            let why = p.reason.as_ref().map_or(String::new(), |r| format!(" ({r})"));
+            let sizes = format!("{} → {}", bytes(p.source_bytes), bytes(p.bytes));
+            let cells = [name, format!("{:?}", p.shape), format!("{}{why}", p.scheme), sizes];
+            html::row_with_bar(&cells, &format!("{:.4}", p.error), p.error.into(), worst.into())
+        });
+        let kept = self.kept.iter().map(|k| row(&[k.name.clone(), format!("{:?}", k.shape), k.reason.clone()]));
+        let drawing = self.drawing.as_ref().map(|svg| {
+            let note = "From inputs above to outputs below. Blue: a weight. Orange: a weight with an insertion point.";
+            html::figure("Graph", note, svg)
+        });
         let body = [
-            bar("source", self.source_bytes),
-            bar("exported", self.bytes()),
+            html::cards(&cards),
+            size("source", self.source_bytes),
+            size("exported", self.bytes()),
+            parts.collect(),
             self.not_verified.as_ref().map_or(String::new(), |w| html::paragraph(&format!("Not verified: {w}"))),
             self.notes.iter().map(|n| html::paragraph(n)).collect(),
-            table("Outputs", &["output", "structure", "max error", "relative L2", "cosine"], outputs),
+            table(
+                "Outputs against the float source",
+                &["output", "structure (same weights)", "max error", "relative L2", "cosine"],
+                outputs,
+            ),
             html::points(&self.points, &self.skipped),
-            table("Packed", &["weight", "shape"], packed),
+            drawing.unwrap_or_default(),
+            table("Packed weights", &["module", "shape", "stored as", "bytes", "relative error"], packed),
             table("Stayed float", &["constant", "shape", "why"], kept),
         ];
         html::page(&self.source, &body)

@@ -10,7 +10,7 @@ use crate::graph::Node;
 const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
 
 /// Operators that the runtime runs, but that only the converter writes.
-const WRITTEN: &[&str] = &["DequantizeLinear"];
+const WRITTEN: &[&str] = &["DequantizeLinear", "MatMulNBits"];
 
 /// Whether the runtime runs `op_type` of `domain`.
 pub fn supported(domain: &str, op_type: &str) -> bool {

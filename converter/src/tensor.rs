@@ -34,22 +34,26 @@ pub enum DType {
     U64,
     /// bfloat16
     BF16,
+    /// 4-bit unsigned integer, two a byte
+    U4,
 }
 
+/// Number in ONNX, type, bits.
 const CODES: &[(i32, DType, usize)] = &[
-    (1, DType::F32, 4),
-    (2, DType::U8, 1),
-    (3, DType::I8, 1),
-    (4, DType::U16, 2),
-    (5, DType::I16, 2),
-    (6, DType::I32, 4),
-    (7, DType::I64, 8),
-    (9, DType::Bool, 1),
-    (10, DType::F16, 2),
-    (11, DType::F64, 8),
-    (12, DType::U32, 4),
-    (13, DType::U64, 8),
-    (16, DType::BF16, 2),
+    (1, DType::F32, 32),
+    (2, DType::U8, 8),
+    (3, DType::I8, 8),
+    (4, DType::U16, 16),
+    (5, DType::I16, 16),
+    (6, DType::I32, 32),
+    (7, DType::I64, 64),
+    (9, DType::Bool, 8),
+    (10, DType::F16, 16),
+    (11, DType::F64, 64),
+    (12, DType::U32, 32),
+    (13, DType::U64, 64),
+    (16, DType::BF16, 16),
+    (21, DType::U4, 4),
 ];
 
 impl DType {
@@ -63,9 +67,11 @@ impl DType {
         CODES.iter().find(|(_, t, _)| *t == self).expect("every type is in CODES").0
     }
 
-    /// Bytes an element.
-    pub fn size(self) -> usize {
-        CODES.iter().find(|(_, t, _)| *t == self).expect("every type is in CODES").2
+    /// Bytes of a tensor of this shape; `None` if that overflows.
+    pub fn bytes(self, dims: &[usize]) -> Option<usize> {
+        let bits = CODES.iter().find(|(_, t, _)| *t == self).expect("every type is in CODES").2;
+        let elements = element_count(dims)?;
+        if bits < 8 { Some(elements.div_ceil(8 / bits)) } else { elements.checked_mul(bits / 8) }
     }
 
     /// Whether gradients can flow through values of this type.
@@ -110,7 +116,7 @@ impl Tensor {
     /// # Errors
     /// If the shape overflows or does not fit the number of bytes.
     pub fn new(dtype: DType, dims: Vec<usize>, bytes: Bytes) -> Result<Tensor> {
-        let expected = element_count(&dims).and_then(|n| n.checked_mul(dtype.size()));
+        let expected = dtype.bytes(&dims);
         if expected != Some(bytes.len()) {
             return Err(Error::Invalid(format!(
                 "shape {dims:?} of {dtype:?} needs {} bytes, found {}",
@@ -155,7 +161,7 @@ impl Tensor {
 
     /// Bytes of the values.
     pub fn byte_len(&self) -> usize {
-        self.len() * self.dtype.size()
+        self.dtype.bytes(&self.dims).expect("checked when the tensor was made")
     }
 
     /// What was done to the source.
@@ -170,7 +176,11 @@ impl Tensor {
         if rewrite == Rewrite::Transpose {
             t.dims.reverse();
         }
-        t.rewrites.push(rewrite);
+        if rewrite == Rewrite::Transpose && t.rewrites.last() == Some(&rewrite) {
+            t.rewrites.pop();
+        } else {
+            t.rewrites.push(rewrite);
+        }
         t
     }
 
@@ -227,6 +237,7 @@ impl Tensor {
             DType::U16 => read(b, |c| u16::from_le_bytes(c).into()),
             DType::I8 => read(b, |c| i8::from_le_bytes(c).into()),
             DType::U8 | DType::Bool => b.iter().map(|&v| v.into()).collect(),
+            DType::U4 => b.iter().flat_map(|&v| [i64::from(v & 15), i64::from(v >> 4)]).take(self.len()).collect(),
             _ => return None,
         })
     }

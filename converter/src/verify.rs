@@ -10,10 +10,10 @@ use crate::canonicalize;
 use crate::error::{Error, Result, io};
 use crate::graph::Graph;
 use crate::oracle::{self, Feed, Output, Values};
-use crate::quantize::{Packing, scale_name};
+use crate::quantize::{Packing, dequantized};
 use crate::read::{self, Model};
 use crate::samples;
-use crate::tensor::{DType, Rewrite, Tensor};
+use crate::tensor::{Rewrite, Tensor};
 use crate::write::{MODEL_FILE, write_model, write_weights};
 
 /// Largest difference of the exported graph from the source with the same weights, relative to max(1, |y|).
@@ -37,14 +37,23 @@ pub struct OutputReport {
     pub cosine: f32,
 }
 
-/// Compares the model in `folder`, exported from `source` by way of `canonical`, with its source.
+/// A graph as it was written, with how its constants are packed.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedGraph<'a> {
+    /// The graph; its constants are still floats.
+    pub graph: &'a Graph,
+    /// How they are packed.
+    pub packing: &'a Packing,
+}
+
+/// Compares the model in `folder`, exported from `source` by way of `packed`, with its source.
 ///
 /// # Errors
 /// If the two differ by more than [`STRUCTURE_TOLERANCE`], by more than `max_error` through quantization, or if
 /// either does not run.
 pub fn verify(
     source: &Model,
-    canonical: &Graph,
+    packed: PackedGraph<'_>,
     folder: &Path,
     samples: Option<&Path>,
     max_error: Option<f32>,
@@ -64,7 +73,7 @@ pub fn verify(
         })?,
     };
     expect_finite(&float, "the source")?;
-    let substituted = substitute(&mut graph, canonical, &exported);
+    let substituted = substitute(&mut graph, &packed, &exported)?;
     let same_weights = if substituted {
         oracle::run(&graph, source.opset, &feeds, "the source with quantized weights")?
     } else {
@@ -166,29 +175,18 @@ fn expect_finite(outputs: &[Output], what: &'static str) -> Result<()> {
 }
 
 /// Puts the dequantized weights of `exported` where they come from in `source`; whether there were any.
-fn substitute(source: &mut Graph, canonical: &Graph, exported: &Graph) -> bool {
-    let mut any = false;
-    for (name, tensor) in &canonical.constants {
-        let packed = exported.constants.get(name).filter(|t| t.dtype == DType::I8);
-        let scales = exported.constants.get(&scale_name(name));
+fn substitute(source: &mut Graph, packed: &PackedGraph<'_>, exported: &Graph) -> Result<bool> {
+    for (name, storage) in &packed.packing.weights {
+        let tensor = &packed.graph.constants[name];
         let origin = tensor.origin.as_ref().and_then(|o| source.constants.get_mut(o));
-        let (Some(packed), Some(scales), Some(origin)) = (packed, scales, origin) else { continue };
-        let axis = exported.nodes.iter().find(|n| n.is("DequantizeLinear") && n.inputs[0] == *name);
-        let axis = axis.and_then(|n| n.int("axis")).unwrap_or(0) as usize;
-        let inner: usize = packed.dims()[axis + 1..].iter().product();
-        let scales = scales.to_f32();
-        let mut values = packed.to_f32();
-        for (i, v) in values.iter_mut().enumerate() {
-            *v *= scales[i / inner % scales.len()];
-        }
-        let values = tensor.undo_rewrites(values);
-        *origin = Tensor::from_f32(origin.dims(), &values);
+        let Some(origin) = origin else { continue };
+        let values = dequantized(name, tensor, storage, exported)?;
+        *origin = Tensor::from_f32(origin.dims(), &tensor.undo_rewrites(values));
         let transposed = origin.rewritten(Rewrite::Transpose);
-        let copies = canonical.tied.iter().filter(|(_, table)| *table == name).map(|(copy, _)| copy.clone());
+        let copies = packed.graph.tied.iter().filter(|(_, table)| *table == name).map(|(copy, _)| copy.clone());
         source.constants.extend(copies.map(|copy| (copy, transposed.clone())));
-        any = true;
     }
-    any
+    Ok(!packed.packing.weights.is_empty())
 }
 
 fn compare(float: &Output, same: Option<&Output>, found: &Output, max_error: Option<f32>) -> Result<OutputReport> {

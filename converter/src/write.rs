@@ -1,6 +1,6 @@
 //! Stage 5: `model.onnx` and `model.onnx.data`. Weights are read, packed and written one at a time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -16,8 +16,8 @@ use crate::encode;
 use crate::error::{Error, Result, io};
 use crate::graph::{Graph, OPSET};
 use crate::proto::{EXTERNAL, ModelProto, StringStringEntryProto, TensorProto};
-use crate::quantize::{Packing, pack, scale_name};
-use crate::tensor::{DType, Tensor};
+use crate::quantize::{Packing, pack, scale_name, zero_point_name};
+use crate::tensor::Tensor;
 
 /// Name of the graph's file in an exported folder.
 pub const MODEL_FILE: &str = "model.onnx";
@@ -30,6 +30,17 @@ pub struct Written {
     fingerprint: Fingerprint,
     /// Bytes of the `.data` file.
     pub data_bytes: u64,
+    /// What became of each packed weight, by name.
+    pub packed: BTreeMap<String, PackedBytes>,
+}
+
+/// What packing made of a weight.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedBytes {
+    /// Bytes of its elements, scales and zero points.
+    pub bytes: u64,
+    /// Norm of the difference from the floats, relative to their norm.
+    pub error: f32,
 }
 
 /// Writes the weights of `graph` to `folder`.
@@ -40,15 +51,19 @@ pub fn write_weights(graph: &Graph, packing: &Packing, folder: &Path, progress: 
     let path = folder.join(DATA_FILE);
     let mut data = DataFile::create(&path)?;
     let mut proto = encode::model(graph, OPSET);
-    let mut initializers = Vec::new();
+    let (mut initializers, mut packed) = (Vec::new(), BTreeMap::new());
     for name in order(graph) {
         let tensor = &graph.constants[name];
-        if let Some(&layout) = packing.layouts.get(name) {
-            let packed = pack(name, tensor, layout)?;
-            let header = TensorProto { data_type: DType::I8.onnx(), ..encode::header(name, tensor) };
-            initializers.push(data.append(header, &packed.data, PAGE_BYTES)?);
-            let scales = Tensor::from_f32(&[packed.scales.len()], &packed.scales);
-            initializers.push(place(&mut data, &scale_name(name), &scales)?);
+        if let Some(storage) = packing.weights.get(name) {
+            let parts = pack(name, tensor, storage)?;
+            initializers.push(data.append(encode::header(name, &parts.data), &parts.data.bytes(), PAGE_BYTES)?);
+            let mut bytes = parts.data.byte_len();
+            let rest = [(scale_name(name), parts.scales), (zero_point_name(name), parts.zero_points)];
+            for (name, tensor) in rest.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))) {
+                initializers.push(place(&mut data, &name, &tensor)?);
+                bytes += tensor.byte_len();
+            }
+            packed.insert(name.to_owned(), PackedBytes { bytes: bytes as u64, error: parts.error });
         } else {
             initializers.push(place(&mut data, name, tensor)?);
         }
@@ -58,7 +73,7 @@ pub fn write_weights(graph: &Graph, packing: &Packing, folder: &Path, progress: 
     let graph = proto.graph.as_mut().expect("encode::model makes a graph");
     graph.initializer = initializers;
     let fingerprint = Fingerprint::of(&graph.encode_to_vec(), &data_hash);
-    Ok(Written { proto, fingerprint, data_bytes })
+    Ok(Written { proto, fingerprint, data_bytes, packed })
 }
 
 /// Writes the `.onnx` part to `folder`, with what the file says about itself. Returns its size in bytes.

@@ -29,7 +29,7 @@ fn refused_file(model: &Path) -> String {
     let options = Options {
         model: model.to_owned(),
         out: out.clone(),
-        quant: Quant::Int8,
+        quant: Quant::Int8.into(),
         targets: Vec::new(),
         samples: None,
         basis: None,

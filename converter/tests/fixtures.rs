@@ -20,7 +20,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
     Options {
         model: folder.join(format!("{name}.onnx")),
         out: out.to_owned(),
-        quant,
+        quant: quant.into(),
         targets: Vec::new(),
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
         basis: None,

@@ -46,11 +46,10 @@ fn linear(
     flags: u32,
     calls: usize,
 ) -> Case {
-    let flags = flags | if layout == Layout::NK { LinearParams::LAYOUT_NK } else { 0 };
-    let params = LinearParams { m, k, n, flags };
     let scheme = scheme(scheme_name).unwrap_or(SCHEMES[0]);
+    let weight = sample::weight(2, scheme, scheme.forms()[0], layout, [k as usize, n as usize]);
+    let params = LinearParams { m, k, n, flags: flags | LinearParams::weight_flags(&weight) };
     let mut case = case::<Linear>(name, &params, 2.0 * f64::from(m) * f64::from(k) * f64::from(n), calls);
-    let weight = sample::weight(2, scheme, layout, [k as usize, n as usize]);
     case.sample = case.sample.with(1, SampleOperand::Weight(weight));
     case
 }
@@ -111,6 +110,14 @@ fn cases(batch: u32, tokens: u32) -> Vec<Case> {
         linear("linear int8 384x384 transposed", "int8", kn, [m, 384, 384], T, 22),
         linear("linear int8 384x1536 transposed", "int8", kn, [m, 384, 1536], T, 6),
         linear("linear int8 1536x384 transposed", "int8", kn, [m, 1536, 384], T, 6),
+        linear("linear int4 384x384", "int4", nk, [m, 384, 384], LinearParams::BIAS, 0),
+        linear("linear int4 384x1536", "int4", nk, [m, 384, 1536], LinearParams::BIAS, 0),
+        linear("linear int4 1536x384", "int4", nk, [m, 1536, 384], LinearParams::BIAS, 0),
+        linear("linear int4 384x384 transposed", "int4", nk, [m, 384, 384], T, 0),
+        linear("linear int4 384x1536 transposed", "int4", nk, [m, 384, 1536], T, 0),
+        linear("linear int4 1536x384 transposed", "int4", nk, [m, 1536, 384], T, 0),
+        linear("linear f16 384x1536", "f16", kn, [m, 384, 1536], LinearParams::BIAS, 0),
+        linear("linear f16 384x1536 transposed", "f16", kn, [m, 384, 1536], T, 0),
         linear("linear int8 NK 384x384", "int8", nk, [m, 384, 384], 0, 0),
         linear("linear int8 NK 384x384 transposed", "int8", nk, [m, 384, 384], T, 0),
         linear("linear f32 384x1536", "f32", kn, [m, 384, 1536], 0, 0),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use inlay_format::quant::{Layout, Scheme};
+use inlay_format::quant::{Form, Layout, Parts, Scheme, Sizes};
 
 /// Bytes that stay where they are while anyone holds a [`Window`] into them, such as a memory map.
 pub trait Mapping: Send + Sync {
@@ -70,17 +70,22 @@ impl fmt::Debug for Window {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightError {
-    /// Data or scales have the wrong size.
-    #[error("weight \"{name}\": {what} has {found} bytes, {expected} expected")]
-    Size {
+    /// The parts have sizes that no form of the scheme has for this shape.
+    #[error(
+        "weight \"{name}\": no {scheme} weight of shape [{k}, {n}] has {found:?}; \
+         re-export the model with this version's converter"
+    )]
+    Sizes {
         /// Weight name.
         name: String,
-        /// `data` or `scales`.
-        what: &'static str,
-        /// Bytes found.
-        found: usize,
-        /// Bytes expected.
-        expected: usize,
+        /// Name of the scheme.
+        scheme: &'static str,
+        /// Logical rows.
+        k: usize,
+        /// Logical columns.
+        n: usize,
+        /// Sizes found.
+        found: Sizes,
     },
     /// Floats do not start at a multiple of 4 bytes.
     #[error("weight \"{name}\": {what} is not aligned to 4 bytes; re-export the model with this version's converter")]
@@ -92,20 +97,47 @@ pub enum WeightError {
     },
 }
 
+/// The windows of a weight's parts.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// Packed elements.
+    pub data: Window,
+    /// Little-endian f32 scales, if the scheme has any.
+    pub scales: Option<Window>,
+    /// Packed zero points, if the form has any.
+    pub zero_points: Option<Window>,
+}
+
+impl Packed {
+    /// Elements alone.
+    pub fn elements(data: Window) -> Self {
+        Packed { data, scales: None, zero_points: None }
+    }
+}
+
 /// A frozen matrix of logical shape [K, N], stored by a quantization scheme.
 #[derive(Clone)]
 pub struct Weight {
     name: String,
     scheme: &'static dyn Scheme,
+    form: Form,
     layout: Layout,
     k: usize,
     n: usize,
-    data: Window,
-    scales: Option<Window>,
+    packed: Packed,
 }
 
 impl Weight {
-    /// A weight of logical shape [`k`, `n`] whose bytes are `data` and, for schemes that have them, f32 `scales`.
+    /// In the `flags` of a kernel call: the weight has zero points.
+    pub const ZERO_POINTS: u32 = 0x100;
+    /// In the `flags` of a kernel call: the zero points of each n fill half of their last byte.
+    pub const PADDED: u32 = 0x200;
+    /// In the `flags` of a kernel call: where the logarithm of the block begins, 4 bits.
+    pub const BLOCK_SHIFT: u32 = 12;
+    /// In the `flags` of a kernel call: all bits that [`Weight::form_flags`] may set.
+    pub const FORM_MASK: u32 = Self::ZERO_POINTS | Self::PADDED | 15 << Self::BLOCK_SHIFT;
+
+    /// A weight of logical shape [`k`, `n`]; the sizes of its parts say which form of `scheme` it has.
     ///
     /// An embedding table of `v` rows of width `d` is the weight with `layout` [`Layout::NK`], `n = v`, `k = d`.
     ///
@@ -116,27 +148,25 @@ impl Weight {
         scheme: &'static dyn Scheme,
         layout: Layout,
         [k, n]: [usize; 2],
-        data: Window,
-        scales: Option<Window>,
+        packed: Packed,
     ) -> Result<Self, WeightError> {
         let name = name.into();
-        let check = |what, found: usize, expected: usize| {
-            if found == expected {
-                Ok(())
-            } else {
-                Err(WeightError::Size { name: name.clone(), what, found, expected })
-            }
-        };
-        check("data", data.bytes().len(), scheme.data_len(k, n))?;
-        let scale_bytes = 4 * scheme.scales_len(k, n);
-        check("scales", scales.as_ref().map_or(0, |s| s.bytes().len()), scale_bytes)?;
-        if scales.as_ref().is_some_and(|s| s.floats().is_none()) {
+        let len = |window: &Option<Window>| window.as_ref().map_or(0, |w| w.bytes().len());
+        if packed.scales.as_ref().is_some_and(|s| s.floats().is_none()) {
             return Err(WeightError::Misaligned { name, what: "scales" });
         }
-        if !(data.bytes().as_ptr() as usize).is_multiple_of(scheme.data_align()) {
+        if !(packed.data.bytes().as_ptr() as usize).is_multiple_of(scheme.data_align()) {
             return Err(WeightError::Misaligned { name, what: "data" });
         }
-        Ok(Weight { name, scheme, layout, k, n, data, scales })
+        let found = Sizes {
+            data: packed.data.bytes().len(),
+            scales: len(&packed.scales) / 4,
+            zero_points: len(&packed.zero_points),
+        };
+        match scheme.form_of(layout, [k, n], found) {
+            Some(form) => Ok(Weight { name, scheme, form, layout, k, n, packed }),
+            None => Err(WeightError::Sizes { name, scheme: scheme.name(), k, n, found }),
+        }
     }
 
     /// The initializer's name.
@@ -147,6 +177,23 @@ impl Weight {
     /// How the elements are stored.
     pub fn scheme(&self) -> &'static dyn Scheme {
         self.scheme
+    }
+
+    /// Which elements share scales and zero points.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The form as the bodies of kernels on a GPU are told it, in the `flags` of their parameters.
+    pub fn form_flags(&self) -> u32 {
+        let Form { block, zero_points } = self.form;
+        let Some(log) = block.checked_ilog2() else { return 0 };
+        let zero_points = match (zero_points, (self.k / block).is_multiple_of(2)) {
+            (false, _) => 0,
+            (true, true) => Self::ZERO_POINTS,
+            (true, false) => Self::ZERO_POINTS | Self::PADDED,
+        };
+        log << Self::BLOCK_SHIFT | zero_points
     }
 
     /// Which axis is contiguous.
@@ -164,29 +211,20 @@ impl Weight {
         self.n
     }
 
-    /// The window of packed elements.
-    pub fn data(&self) -> &Window {
-        &self.data
-    }
-
-    /// The window of scales, if the scheme has any.
-    pub fn scales(&self) -> Option<&Window> {
-        self.scales.as_ref()
+    /// The windows of its parts.
+    pub fn packed(&self) -> &Packed {
+        &self.packed
     }
 
     /// A borrowed view for kernels.
     pub fn view(&self) -> WeightView<'_> {
-        WeightView {
-            scheme: self.scheme,
-            layout: self.layout,
-            k: self.k,
-            n: self.n,
-            data: self.data.bytes(),
-            scales: self
-                .scales
-                .as_ref()
-                .map_or(&[], |s| s.floats().expect("alignment is checked when the weight is made")),
-        }
+        let Packed { data, scales, zero_points } = &self.packed;
+        let parts = Parts {
+            data: data.bytes(),
+            scales: scales.as_ref().map_or(&[], |s| s.floats().expect("alignment is checked when the weight is made")),
+            zero_points: zero_points.as_ref().map_or(&[], Window::bytes),
+        };
+        WeightView { scheme: self.scheme, form: self.form, layout: self.layout, k: self.k, n: self.n, parts }
     }
 }
 
@@ -201,21 +239,21 @@ impl fmt::Debug for Weight {
 pub struct WeightView<'a> {
     /// How the elements are stored.
     pub scheme: &'static dyn Scheme,
+    /// Which elements share scales and zero points.
+    pub form: Form,
     /// Which axis is contiguous.
     pub layout: Layout,
     /// Logical rows.
     pub k: usize,
     /// Logical columns.
     pub n: usize,
-    /// Packed elements.
-    pub data: &'a [u8],
-    /// Scales, one or more per column; empty for float schemes.
-    pub scales: &'a [f32],
+    /// Packed elements, scales, zero points.
+    pub parts: Parts<'a>,
 }
 
 impl WeightView<'_> {
     /// The dequantized element at row `k`, column `n`.
     pub fn get(&self, k: usize, n: usize) -> f32 {
-        self.scheme.get(self.data, self.scales, self.layout, [self.k, self.n], [k, n])
+        self.scheme.get(self.parts, self.layout, [self.k, self.n], [k, n])
     }
 }

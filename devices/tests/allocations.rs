@@ -9,7 +9,7 @@ use inlay_devices::conformance;
 use inlay_devices::cpu::CpuBackend;
 use inlay_devices::kernels::{ALL, Kernel, Linear, LinearParams, Sample, SampleOperand, kernel, sample};
 use inlay_devices::program::{Region, Segment};
-use inlay_format::quant::{self, SCHEMES};
+use inlay_format::quant::{self, Form, Int8};
 
 struct Counting;
 
@@ -33,7 +33,7 @@ static COUNTING: Counting = Counting;
 
 fn large_linear() -> Sample {
     let p = LinearParams { m: 64, k: 500, n: 300, flags: 0 };
-    let weight = sample::weight(1, SCHEMES[0], quant::Layout::KN, [500, 300]);
+    let weight = sample::weight(1, &Int8, Form::WHOLE, quant::Layout::KN, [500, 300]);
     Sample::random::<Linear>(1, &p).with(1, SampleOperand::Weight(weight))
 }
 

@@ -10,7 +10,7 @@ use inlay_devices::kernels::{
     Matmul, MatmulParams, Sample, SampleOperand, Unary, UnaryParams, kernel, sample, to_words,
 };
 use inlay_devices::program::{Operand, Program, Region, SLOT_ALIGN, Slot};
-use inlay_format::quant::{Layout, SCHEMES};
+use inlay_format::quant::{Form, Int8, Layout};
 
 /// The one-call program of random operands.
 fn program<C: Contract>(params: &C::Params) -> Program
@@ -22,7 +22,7 @@ where
 
 fn linear() -> Program {
     let p = LinearParams { m: 3, k: 8, n: 5, flags: LinearParams::BIAS };
-    let weight = sample::weight(1, SCHEMES[0], Layout::KN, [8, 5]);
+    let weight = sample::weight(1, &Int8, Form::WHOLE, Layout::KN, [8, 5]);
     let sample = Sample::random::<Linear>(1, &p).with(1, SampleOperand::Weight(weight));
     conformance::program(kernel::<Linear>(), &sample)
 }
@@ -50,7 +50,7 @@ fn what_breaks_a_contract_is_refused_by_name() {
     let unary = UnaryParams { len: 10, op: 0, flags: 0, a: 1.0, b: 0.0 };
     let binary = BinaryParams { dims: [1, 1, 1, 2, 3], a: [0, 0, 0, 3, 1], b: [0; 5], op: 0, flags: 0 };
     let gather = {
-        let weight = sample::weight(1, SCHEMES[0], Layout::KN, [4, 6]);
+        let weight = sample::weight(1, &Int8, Form::WHOLE, Layout::KN, [4, 6]);
         let sample = Sample::random::<GatherRows>(1, &table(6))
             .with(0, SampleOperand::Weight(weight))
             .with(1, SampleOperand::Ints(vec![0, 1]));

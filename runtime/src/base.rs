@@ -415,9 +415,8 @@ pub(crate) fn constant(
 ) -> Result<Constant, TensorError> {
     let dtype = DType::from_onnx(tensor.data_type).ok_or(TensorError::DataType { data_type: tensor.data_type })?;
     let dims = tensor.dims;
-    let expected = dims
-        .iter()
-        .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
+    let expected = dtype
+        .bytes(&dims)
         .filter(|&n| isize::try_from(n).is_ok())
         .ok_or_else(|| TensorError::TooLarge { dims: dims.clone() })?;
     let (mapping, offset, found) = match tensor.data {

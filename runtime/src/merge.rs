@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use inlay_devices::weight::{Mapping, Weight, WeightError, Window};
-use inlay_format::quant::{self, F32, Layout, NotFinite, Scheme};
+use inlay_devices::weight::{Mapping, Packed, Weight, WeightError, Window};
+use inlay_format::quant::{self, EncodeError, F32, Form, Layout, PartsMut, Scheme, Sizes};
 use inlay_format::record::{BaseId, RecordError};
 
 use crate::adapters::{Adapter, AdapterError, Site};
@@ -167,7 +167,7 @@ impl Merged {
 }
 
 fn is_float(scheme: &dyn Scheme) -> bool {
-    scheme.scales_len(2, 2) == 0
+    matches!(scheme.sizes(Layout::NK, [2, 2], Form::WHOLE), Some(Sizes { scales: 0, .. }))
 }
 
 fn merged(base: &Base, site: Site, delta: Vec<f32>, options: &MergeOptions) -> Result<MergedPoint, MergeError> {
@@ -184,7 +184,8 @@ fn merged(base: &Base, site: Site, delta: Vec<f32>, options: &MergeOptions) -> R
     let change = norm(delta.into_iter());
     let scheme = options.keep_float.unwrap_or(weight.scheme());
     let fail = |source| MergeError::Weight { path: path.clone(), source };
-    let stored = store(weight.name(), scheme, layout, dims, &values, fail)?
+    let form = if options.keep_float.is_some() { Form::WHOLE } else { weight.form() };
+    let stored = store(weight.name(), (scheme, form), layout, dims, &values, fail)?
         .map_err(|_| MergeError::NotFinite { path: path.clone() })?;
     let requantization = (scheme.name() != F32.name()).then(|| {
         let errors = || floats(&stored).into_iter().zip(&values).map(|(stored, value)| stored - value);
@@ -202,7 +203,7 @@ fn merged(base: &Base, site: Site, delta: Vec<f32>, options: &MergeOptions) -> R
 fn floats(weight: &Weight) -> Vec<f32> {
     let view = weight.view();
     let mut values = vec![0.0; view.k * view.n];
-    view.scheme.decode(view.data, view.scales, view.layout, [view.k, view.n], 0, &mut values);
+    view.scheme.decode(view.parts, view.layout, [view.k, view.n], 0, &mut values);
     values
 }
 
@@ -213,19 +214,26 @@ fn norm(values: impl Iterator<Item = f32>) -> f64 {
 /// A weight in memory of its own.
 fn store(
     name: &str,
-    scheme: &'static dyn Scheme,
+    (scheme, form): (&'static dyn Scheme, Form),
     layout: Layout,
     [k, n]: [usize; 2],
     values: &[f32],
     fail: impl Fn(WeightError) -> MergeError,
-) -> Result<Result<Weight, NotFinite>, MergeError> {
-    let mut data = Aligned::zeros(scheme.data_len(k, n));
-    let mut scales = vec![0.0; scheme.scales_len(k, n)];
-    if let Err(not_finite) = scheme.encode(values, layout, [k, n], data.bytes_mut(), &mut scales) {
-        return Ok(Err(not_finite));
+) -> Result<Result<Weight, EncodeError>, MergeError> {
+    let sizes = scheme.sizes(layout, [k, n], form).expect("float schemes store any shape, others have stored this one");
+    let (mut data, mut zero_points) = (Aligned::zeros(sizes.data), Aligned::zeros(sizes.zero_points));
+    let mut scales = vec![0.0; sizes.scales];
+    let parts =
+        PartsMut { data: data.bytes_mut(), scales: &mut scales, zero_points: zero_points.bytes_mut() };
+    if let Err(refused) = scheme.encode(values, layout, [k, n], parts) {
+        return Ok(Err(refused));
     }
-    let scales = (!scales.is_empty()).then(|| Window::from_floats(&scales));
-    Weight::new(name, scheme, layout, [k, n], data.window(), scales).map(Ok).map_err(fail)
+    let packed = Packed {
+        data: data.window(),
+        scales: (!scales.is_empty()).then(|| Window::from_floats(&scales)),
+        zero_points: form.zero_points.then(|| zero_points.window()),
+    };
+    Weight::new(name, scheme, layout, [k, n], packed).map(Ok).map_err(fail)
 }
 
 /// Bytes that start where any element may.

@@ -7,13 +7,15 @@ Beside this script:
   SOURCE/model.onnx        the f32 model as an exporter wrote it; shared by runs
   NAME/data.npz            arrays named after the graph's inputs, and `labels`, in training order
   NAME/adapter/            the initial adapter as PEFT saves it: A and B random, B not zero
-  NAME/{f32,int8}.npz      what PyTorch computes on that base:
+  NAME/{f32,int8,int4}.npz what PyTorch computes on that base:
       losses [steps], lrs [steps]            the mean loss of each step's batch, and its learning rate
       grad.PATH.lora_A / lora_B              gradients of the first step, before clipping, in PEFT's shapes
       final.PATH.lora_A / lora_B             parameters after the last step
       base_output, initial_output, final_output    over the whole of data.npz: no adapter, initial, trained
 
-Models are in eval mode without dropout. The int8 base is the f32 model holding dequantized weights (`quantize`).
+Models are in eval mode without dropout. The int8 base is the f32 model holding dequantized weights (`quantize`). The source
+of an int4 run already holds weights that blocks of 16 levels give exactly (`sixteen_levels`), so that int4 changes nothing;
+what stays out of int4 is int8.
 Needs torch, transformers, peft, onnx, onnxscript, numpy, safetensors.
 """
 
@@ -24,7 +26,7 @@ import logging
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -56,6 +58,7 @@ class Source:
     classes: int  # of the labels; 0: targets shaped like the output
     next_token: bool = False  # labels are the inputs one token on; padding and the last do not count
     folded: bool = True  # False: BatchNorm stays in the export and in the model that the adapter belongs to
+    int4: str = ""  # "search" or "hqq": linears hold what that method stores exactly
 
 
 @dataclass
@@ -78,6 +81,10 @@ class Run:
     schedule: str = "constant"
     warmup: int = 0
     clip_norm: float | None = None
+
+
+INT4_BLOCK = 16
+HEADS = ("head", "classifier")  # stay int8
 
 
 def text_inputs(samples, g):
@@ -117,6 +124,9 @@ SOURCES = {
     "encoder_dynamo": Source(make_encoder, TOKENS, BATCH_SEQ, True, 21, text_inputs, 10),
     "tiny_llama": Source(models.llama, TOKENS[:2], BATCH_SEQ, False, 17, causal_inputs, 64, next_token=True),
 }
+SEEDS = {name: 100 + i for i, name in enumerate(sorted(SOURCES))} | {"mlp_int4": 120}
+SOURCES["mlp_int4"] = replace(SOURCES["mlp"], int4="hqq")
+SOURCES["encoder_int4"] = replace(SOURCES["encoder"], int4="search")
 MLP_LINEARS = ["fc1", "fc2", "body.0", "body.2", "head"]
 CONVS = ["stem.0", "conv1", "conv2", "skip.0", "conv"]
 TEXT = dict(samples=22, batch_size=4)
@@ -132,6 +142,8 @@ RUNS = {
     "encoder": Run("encoder", ["query", "value"], **TEXT),
     "encoder_all": Run("encoder_dynamo", ["query", "key", "value", "dense", "classifier"], lr=4e-3, **TEXT),
     "tiny_llama": Run("tiny_llama", ["q_proj", "v_proj"], samples=10, batch_size=4),
+    "mlp_int4": Run("mlp_int4", MLP_LINEARS),
+    "encoder_int4": Run("encoder_int4", ["query", "value", "dense"], lr=4e-3, **TEXT),
 }
 
 
@@ -144,10 +156,18 @@ def quantize(weight: np.ndarray) -> np.ndarray:
     return (q.astype(np.float32) * scale).reshape(weight.shape)
 
 
-def quantize_model(model: nn.Module) -> None:
+def takes_int4(name: str, m: nn.Module) -> bool:
+    """Whether the converter would store the weight of this module as int4."""
+    enough = isinstance(m, nn.Linear) and m.weight.numel() >= SMALLEST_QUANTIZED
+    return enough and m.in_features % INT4_BLOCK == 0 and name not in HEADS
+
+
+def quantize_model(model: nn.Module, int4: bool) -> None:
     """Replaces each Linear, Conv1d and Embedding weight that the converter would store as int8."""
     done = set()  # a head tied to its table is quantized once
-    for m in model.modules():
+    for name, m in model.named_modules():
+        if int4 and takes_int4(name, m):
+            continue
         if isinstance(m, (nn.Linear, nn.Conv1d, nn.Embedding)) and m.weight.numel() >= SMALLEST_QUANTIZED:
             if id(m.weight) in done:
                 continue
@@ -155,11 +175,33 @@ def quantize_model(model: nn.Module) -> None:
             m.weight.data = torch.from_numpy(quantize(m.weight.detach().numpy()))
 
 
+def sixteen_levels(weight: np.ndarray, zero_points: bool) -> np.ndarray:
+    """The weight [N, K] with blocks of K rounded to `(q - zero_point) scale`, q in 0..15: each block reaches its extremes."""
+    blocks = weight.reshape(-1, INT4_BLOCK)
+    if zero_points:
+        low, high = np.minimum(blocks.min(1, keepdims=True), 0), np.maximum(blocks.max(1, keepdims=True), 0)
+        scale = (high - low) / np.float32(15)
+        zero = np.rint(-low / scale)
+        q = np.clip(np.rint(blocks / scale) + zero, 0, 15)
+        np.put_along_axis(q, blocks.argmin(1)[:, None], 0, 1)
+        np.put_along_axis(q, blocks.argmax(1)[:, None], 15, 1)
+    else:
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+        scale, zero = largest / np.float32(-8), np.float32(8)
+        q = np.clip(np.rint(blocks / scale) + zero, 0, 15)
+    return ((q - zero).astype(np.float32) * scale).reshape(weight.shape)
+
+
 @functools.cache
 def source_model(name: str) -> nn.Module:
     """The f32 model of a source in eval mode, not folded yet."""
-    torch.manual_seed(1234 if name.startswith("encoder") else 100 + sorted(SOURCES).index(name))
-    return SOURCES[name].model().eval()
+    torch.manual_seed(1234 if name.startswith("encoder") else SEEDS[name])
+    model = SOURCES[name].model().eval()
+    for path, m in model.named_modules():
+        if SOURCES[name].int4 and takes_int4(path, m):
+            levels = sixteen_levels(m.weight.detach().numpy(), SOURCES[name].int4 == "hqq")
+            m.weight.data = torch.from_numpy(levels)
+    return model
 
 
 def export_source(name: str) -> None:
@@ -185,13 +227,13 @@ def export_source(name: str) -> None:
     drop_stack_traces(path)
 
 
-def base_model(name: str, int8: bool) -> tuple:
-    """The model that is trained on: folded and, for int8, quantized. With the factors of what was folded."""
+def base_model(name: str, base: str) -> tuple:
+    """The model that is trained on: folded and, but for f32, quantized. With the factors of what was folded."""
     model, factors = copy.deepcopy(source_model(name)), {}
-    if isinstance(model, models.Cnn) and (SOURCES[name].folded or int8):
+    if isinstance(model, models.Cnn) and (SOURCES[name].folded or base != "f32"):
         factors = models.fold_norms(model)
-    if int8:
-        quantize_model(model)
+    if base != "f32":
+        quantize_model(model, base == "int4")
     return model, ({} if SOURCES[name].folded else factors)
 
 
@@ -273,9 +315,9 @@ def train(model: nn.Module, run: Run, inputs: tuple, labels: torch.Tensor) -> di
     return record
 
 
-def golden(run: Run, seed: int, int8: bool, inputs: tuple, labels, dtype=torch.float32, folder=None) -> dict:
+def golden(run: Run, seed: int, base: str, inputs: tuple, labels, dtype=torch.float32, folder=None) -> dict:
     """Everything that one run expects on one base, computed in `dtype`; writes the initial adapter to `folder`."""
-    model, factors = base_model(run.source, int8)
+    model, factors = base_model(run.source, base)
     model = model.to(dtype)
     cast = tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
     labels = labels.to(dtype) if labels.is_floating_point() else labels
@@ -317,12 +359,12 @@ def make(name: str, run: Run) -> dict:
     else:
         labels = output + torch.randn(output.shape, generator=g)
     np.savez(folder / "data.npz", **{n: x.numpy() for n, x in zip(source.names, inputs)}, labels=labels.numpy())
-    for base in ("f32", "int8"):
-        int8 = base == "int8"
-        adapter = None if int8 else folder / "adapter"
-        expected = golden(run, seed, int8, inputs, labels, folder=adapter)
+    bases = ("int4",) if source.int4 else ("f32", "int8")
+    for base in bases:
+        adapter = folder / "adapter" if base == bases[0] else None
+        expected = golden(run, seed, base, inputs, labels, folder=adapter)
         np.savez(folder / f"{base}.npz", **expected)
-        exact = golden(run, seed, int8, inputs, labels, dtype=torch.float64)
+        exact = golden(run, seed, base, inputs, labels, dtype=torch.float64)
         if run.steps:
             drift = np.abs(expected["losses"] / exact["losses"] - 1).max()
             print(f"{name:18} {base:5} loss {expected['losses'][0]:.4f} -> {expected['losses'][-1]:.4f}, "
@@ -330,7 +372,9 @@ def make(name: str, run: Run) -> dict:
             assert drift < 2e-5, "too sensitive to rounding to be a golden run"
     paths = sorted({k.removeprefix("final.").rsplit(".", 1)[0] for k in expected if k.startswith("final.")})
     entry = dict(name=name, source=f"{run.source}/model.onnx", data=f"{name}/data.npz", adapter=f"{name}/adapter")
-    entry |= dict(expected={b: f"{name}/{b}.npz" for b in ("f32", "int8")}, output="logits" if source.classes else "y")
+    entry |= dict(expected={b: f"{name}/{b}.npz" for b in bases}, output="logits" if source.classes else "y")
+    if source.int4:
+        entry |= dict(export=["--int4-block", str(INT4_BLOCK), "--int4-method", source.int4])
     entry |= {k: v for k, v in vars(run).items() if k != "source"} | dict(paths=paths, arguments=arguments(run))
     return entry
 

@@ -1,6 +1,6 @@
 """Exported files against onnxruntime, and onnxruntime against `personalize predict`.
 
-    python compare.py [--scratch DIR] [--quant int8,none] [CASE ...]
+    python compare.py [--scratch DIR] [--quant NAME,...] [CASE ...]
 
 A case is the name of a fixture, of a golden run, or `minilm/encoder` / `minilm/classifier`; without one, all of them.
 The binaries are taken from the environment: CONVERTER and PERSONALIZE, else target/debug/.
@@ -31,6 +31,17 @@ TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 TOLERANCE = 1e-4  # of max(1, largest value)
 RANKS = (1, 4, 16)
+INT4 = ["--quant", "int4", "--int4-block", "16"]
+NO_INT4 = ("global_cnn",)  # without a linear before the head
+EXPORTS = {  # what is exported, by name; small models have few linears whose inputs fill a larger block
+    "int8": ["--quant", "int8"],
+    "none": ["--quant", "none"],
+    "f16": ["--quant", "f16"],
+    "int4": INT4,
+    "int4-qdq": [*INT4, "--qdq"],
+    "int4-hqq": [*INT4, "--int4-method", "hqq"],
+    "int4-hqq-qdq": [*INT4, "--int4-method", "hqq", "--qdq"],
+}
 
 
 class Failure(Exception):
@@ -64,7 +75,11 @@ def cases() -> list:
         found.append(case)
     golden = TESTS / "golden"
     for run in json.loads((golden / "manifest.json").read_text())["runs"]:
-        expected = {q: np.load(golden / run["expected"][b]) for q, b in (("none", "f32"), ("int8", "int8"))}
+        names = {"f32": ("none",), "int8": ("int8",), "int4": [n for n in EXPORTS if n.startswith("int4")]}
+        if "export" in run:  # the method whose levels the weights are
+            hqq = "hqq" in run["export"]
+            names["int4"] = [n for n in names["int4"] if ("hqq" in n) == hqq]
+        expected = {q: np.load(golden / path) for b, path in run["expected"].items() for q in names[b]}
         outputs, adapted = (
             {q: {run["output"]: e[key]} for q, e in expected.items()} for key in ("base_output", "initial_output")
         )
@@ -173,7 +188,7 @@ class Comparison:
     def run(self) -> str:
         """All checks; a line that sums them up."""
         base = self.scratch / "base"
-        options = ["--out", base, "--quant", self.quant, *self.case.options]
+        options = ["--out", base, *EXPORTS[self.quant], *self.case.options]
         command(binary("converter"), "export", self.case.source, *options)
         path = base / "model.onnx"
         onnx.checker.check_model(str(path), full_check=True)
@@ -233,30 +248,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="CASE")
     parser.add_argument("--scratch", type=Path, help="keep the exported files here")
-    parser.add_argument("--quant", default="int8,none")
+    parser.add_argument("--quant", default="int8,none,int4,int4-hqq-qdq,f16", help=", ".join(EXPORTS))
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     args = parser.parse_args()
     chosen = [c for c in cases() if not args.names or any(c.name.startswith(n) for n in args.names)]
     if args.list or not chosen:
         print("\n".join(c.name for c in cases()))
         sys.exit(0 if args.list else f"error: no case {args.names}")
-    failed = 0
+    failed = total = 0
     with tempfile.TemporaryDirectory() as temporary:
         for case in chosen:
             for quant in args.quant.split(","):
+                if quant.startswith("int4") and case.name.startswith(NO_INT4):
+                    continue
                 scratch = (args.scratch or Path(temporary)) / case.name.replace("/", "_") / quant
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
+                total += 1
                 try:
                     if not case.source.is_file():
                         raise Failure(f"no {case.source}; run `./dev setup`")
-                    print(f"ok   {case.name:28} {quant:4} {Comparison(case, quant, scratch).run()}", flush=True)
+                    print(f"ok   {case.name:28} {quant:12} {Comparison(case, quant, scratch).run()}", flush=True)
                 except Exception as e:  # whatever it is, the other cases run on
                     failed += 1
-                    print(f"FAIL {case.name:28} {quant:4} {type(e).__name__}: {e}", flush=True)
+                    print(f"FAIL {case.name:28} {quant:12} {type(e).__name__}: {e}", flush=True)
                 if not args.scratch:
                     shutil.rmtree(scratch)
-    total = len(chosen) * len(args.quant.split(","))
     print(f"{total - failed} of {total} passed")
     sys.exit(1 if failed else 0)
 

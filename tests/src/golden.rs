@@ -28,6 +28,10 @@ pub enum Weights {
     F32,
     /// Quantized on export; PyTorch held the dequantized weights.
     Int8,
+    /// Quantized to int4 on export, as MatMulNBits; PyTorch held the dequantized weights.
+    Int4,
+    /// The same, as DequantizeLinear in blocks.
+    Int4Qdq,
 }
 
 /// How far numbers may be from PyTorch's.
@@ -64,6 +68,8 @@ pub struct Golden {
     steps: u32,
     batch_size: u32,
     paths: Vec<String>,
+    #[serde(default)]
+    export: Vec<String>,
     arguments: Vec<String>,
 }
 
@@ -114,21 +120,20 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn run(&self) {
-        let (quant, key) = match self.weights {
-            Weights::F32 => ("none", "f32"),
-            Weights::Int8 => ("int8", "int8"),
+        let (quant, key, spelling) = match self.weights {
+            Weights::F32 => ("none", "f32", None),
+            Weights::Int8 => ("int8", "int8", None),
+            Weights::Int4 => ("int4", "int4", None),
+            Weights::Int4Qdq => ("int4", "int4", Some("--qdq")),
         };
         let expected = read(&folder().join(&self.golden.expected[key]));
         let mut inputs = read(&self.data());
         inputs.remove("labels").expect("golden data has labels");
         npz::write(&self.at("inputs.npz"), inputs.iter().map(|(name, array)| (name.as_str(), array)))
             .expect("the temporary folder is writable");
-        execute(Command::new(binary("converter")).arg("export").arg(folder().join(&self.golden.source)).args([
-            "--quant".as_ref(),
-            quant.as_ref(),
-            "--out".as_ref(),
-            self.at("base").as_os_str(),
-        ]));
+        let mut export = Command::new(binary("converter"));
+        export.arg("export").arg(folder().join(&self.golden.source)).args(["--quant", quant]);
+        execute(export.args(&self.golden.export).args(spelling).arg("--out").arg(self.at("base")));
 
         let output = |key: &str| floats(&expected, key);
         self.close("base output", &self.predict(&[]), output("base_output"), self.tolerances.output);

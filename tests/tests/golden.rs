@@ -3,39 +3,39 @@
 use conformance::golden::{self, Tolerances, Weights};
 
 macro_rules! goldens {
-    ($($name:ident),* $(,)?) => {
-        $(mod $name {
-            use super::*;
-
-            #[test]
-            fn f32() {
-                golden::check(stringify!($name), Weights::F32, "cpu", Tolerances::CPU);
-            }
-
-            #[test]
-            fn int8() {
-                golden::check(stringify!($name), Weights::Int8, "cpu", Tolerances::CPU);
-            }
-        })*
+    ($($names:ident as $bases:tt),* $(,)?) => {
+        $(goldens! { @each $names $bases })*
 
         #[test]
         fn every_run_is_tested() {
             let names: Vec<String> = golden::all().into_iter().map(|run| run.name).collect();
-            assert_eq!(names, [$(stringify!($name)),*]);
+            assert_eq!(names, [$(stringify!($names)),*]);
+        }
+    };
+    (@each $name:ident { $($test:ident: $weights:ident),* }) => {
+        mod $name {
+            use super::*;
+
+            $(#[test]
+            fn $test() {
+                golden::check(stringify!($name), Weights::$weights, "cpu", Tolerances::CPU);
+            })*
         }
     };
 }
 
 goldens! {
-    mlp,
-    mlp_sgd,
-    mlp_rslora,
-    mlp_cosine_clip,
-    mlp_linear_rank1,
-    seq_mlp_mse,
-    cnn,
-    cnn_bn,
-    encoder,
-    encoder_all,
-    tiny_llama,
+    mlp as { f32: F32, int8: Int8 },
+    mlp_sgd as { f32: F32, int8: Int8 },
+    mlp_rslora as { f32: F32, int8: Int8 },
+    mlp_cosine_clip as { f32: F32, int8: Int8 },
+    mlp_linear_rank1 as { f32: F32, int8: Int8 },
+    seq_mlp_mse as { f32: F32, int8: Int8 },
+    cnn as { f32: F32, int8: Int8 },
+    cnn_bn as { f32: F32, int8: Int8 },
+    encoder as { f32: F32, int8: Int8 },
+    encoder_all as { f32: F32, int8: Int8 },
+    tiny_llama as { f32: F32, int8: Int8 },
+    mlp_int4 as { int4: Int4, int4_qdq: Int4Qdq },
+    encoder_int4 as { int4: Int4, int4_qdq: Int4Qdq },
 }

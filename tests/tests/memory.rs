@@ -1,4 +1,4 @@
-//! How much memory a real model takes: MiniLM-L6, int8, beside its mapping.
+//! How much memory a real model takes: MiniLM-L6, int8 and int4, beside its mapping.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,10 +13,13 @@ static HEAP: PeakAlloc = PeakAlloc;
 /// Opened, planned and predicting, everything but the mapped file.
 const LIMIT_MIB: f32 = 30.0;
 
-fn export(out: &Path) {
+const QUANTS: [&str; 2] = ["int8", "int4"];
+
+fn export(out: &Path, quant: &str) {
     let source = setup_file("minilm/encoder.onnx");
-    let output = Command::new(binary("converter")).arg("export").arg(source).arg("--out").arg(out).output();
-    let output = output.expect("converter starts");
+    let mut command = Command::new(binary("converter"));
+    command.arg("export").arg(source).args(["--quant", quant]).arg("--out").arg(out);
+    let output = command.output().expect("converter starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -34,30 +37,32 @@ fn inputs([batch, tokens]: [usize; 2]) -> [(&'static str, HostTensor); 3] {
 
 #[test]
 fn minilm_is_opened_planned_and_predicts_within_30_mib() {
-    let folder = tempfile::tempdir().expect("the system has a temporary folder");
-    export(folder.path());
-    HEAP.reset_peak_usage();
-    let device = DeviceOptions { device: Device::Cpu, threads: Some(2), ..DeviceOptions::default() };
-    let options = SessionOptions { device, ..SessionOptions::default() };
-    let base = Base::open(folder.path(), Verify::Full).expect("just exported");
-    let mut session = Session::new(base, options).expect("the CPU opens");
-    for shape in [[1, 32], [8, 64]] {
-        let inputs = inputs(shape);
-        let inputs = inputs.each_ref().map(|(name, values)| (*name, values));
-        let outputs = session.predict(&inputs).expect("the shape fits");
-        assert_eq!(outputs[0].1.shape(), [shape[0], shape[1], 384]);
-        let peak = HEAP.peak_usage_as_mb();
-        eprintln!("{shape:?}: peak of the heap {peak:.1} MiB");
-        assert!(peak < LIMIT_MIB, "{shape:?}: peak of the heap {peak:.1} MiB");
+    for quant in QUANTS {
+        let folder = tempfile::tempdir().expect("the system has a temporary folder");
+        export(folder.path(), quant);
+        HEAP.reset_peak_usage();
+        let device = DeviceOptions { device: Device::Cpu, threads: Some(2), ..DeviceOptions::default() };
+        let options = SessionOptions { device, ..SessionOptions::default() };
+        let base = Base::open(folder.path(), Verify::Full).expect("just exported");
+        let mut session = Session::new(base, options).expect("the CPU opens");
+        for shape in [[1, 32], [8, 64]] {
+            let inputs = inputs(shape);
+            let inputs = inputs.each_ref().map(|(name, values)| (*name, values));
+            let outputs = session.predict(&inputs).expect("the shape fits");
+            assert_eq!(outputs[0].1.shape(), [shape[0], shape[1], 384]);
+            let peak = HEAP.peak_usage_as_mb();
+            eprintln!("{quant} {shape:?}: peak of the heap {peak:.1} MiB");
+            assert!(peak < LIMIT_MIB, "{quant} {shape:?}: peak of the heap {peak:.1} MiB");
+        }
     }
 }
 
 /// `RLIMIT_DATA` counts what is allocated but not what is mapped from a file.
 #[test]
 fn minilm_predicts_within_64_mib_of_data() {
-    let folder = tempfile::tempdir().expect("the system has a temporary folder");
-    export(folder.path());
-    for shape in [["1", "32"], ["8", "64"]] {
+    for (quant, shape) in QUANTS.into_iter().flat_map(|q| [["1", "32"], ["8", "64"]].map(|shape| (q, shape))) {
+        let folder = tempfile::tempdir().expect("the system has a temporary folder");
+        export(folder.path(), quant);
         let mut command = Command::new("prlimit");
         command.arg("--data=67108864").arg(binary("personalize")).arg("predict");
         let data = folder.path().join("data.npz");
@@ -73,6 +78,6 @@ fn minilm_predicts_within_64_mib_of_data() {
             .arg(folder.path().join("out.npz"));
         command.args(["--batch-size", shape[0], "--device", "cpu", "--threads", "2"]);
         let output = command.output().expect("prlimit (util-linux) starts");
-        assert!(output.status.success(), "{shape:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{quant} {shape:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -18,6 +18,9 @@ use crate::kernels::strided::extent;
 /// Longest stretch of k: a panel of it and a tile's rows of a fit into 32 KiB of first-level cache.
 const K_STRETCH: usize = 384;
 
+/// Stretches of k start at multiples of this, so that right operands may be packed by so many k.
+pub const K_STEP: usize = 8;
+
 /// Tiles of rows that share a panel before the next one is taken: their part of a stays in second-level cache.
 const TILES: usize = 16;
 
@@ -59,7 +62,8 @@ pub struct Product<'a> {
 
 /// A right operand [k, n].
 pub trait Right: Sync {
-    /// Writes rows `k` and columns `n` as [k.len(), W] into `panel`, with zeros right of the last column. W is N vectors.
+    /// Writes rows `k` and columns `n` as [k.len(), W] into `panel`, with zeros right of the last column. W is N vectors;
+    /// the first row is a multiple of [`K_STEP`], the first column one of a vector's lanes.
     ///
     /// # Safety
     /// - The CPU has the instructions of `V`.
@@ -148,9 +152,9 @@ pub unsafe fn block<B: Right>(isa: Isa, p: &Product, b: &B, m: Range<usize>, n: 
 }
 
 /// # Safety
-/// As `packed`, and the CPU has AVX2 and FMA.
+/// As `packed`, and the CPU has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<B: Right>(p: &Product, b: &B, m: Range<usize>, n: Range<usize>, scratch: &mut [f32]) {
     // SAFETY: by contract.
     unsafe { sized::<Avx2, B>(p, b, m, n, scratch) }
@@ -198,7 +202,7 @@ unsafe fn packed<V: Vector, B: Right, const N: usize, const W: usize>(
     ns: Range<usize>,
     scratch: &mut [f32],
 ) {
-    let stretch = p.k.div_ceil(p.k.div_ceil(K_STRETCH).max(1)).max(1);
+    let stretch = p.k.div_ceil(p.k.div_ceil(K_STRETCH).max(1)).max(1).next_multiple_of(K_STEP);
     let columns = scratch.len() / (stretch * W) * W;
     // Packing pays when several tiles use a panel.
     let in_place = if ms.len() <= 2 * V::ROWS { b.in_place() } else { None };

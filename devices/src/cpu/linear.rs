@@ -6,6 +6,8 @@ use inlay_format::quant::Layout;
 
 use super::Context;
 use super::gemm::{Floats, Left, Output, Product, Right, gemm};
+use super::halves::Halves;
+use super::int4::Int4;
 use super::pool::Disjoint;
 use super::simd::Vector;
 use crate::kernels::{ACCUMULATE, Args, LinearParams, from_words};
@@ -34,16 +36,24 @@ pub fn linear(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let shape = [product.m, product.n, product.k];
     // SAFETY: y is row-major: its elements are distinct.
     unsafe {
-        match (w.scheme.name(), bytemuck::try_cast_slice::<u8, f32>(w.data)) {
+        match (w.scheme.name(), bytemuck::try_cast_slice::<u8, f32>(w.parts.data)) {
             ("int8", _) => {
                 let q = Int8 {
-                    data: bytemuck::cast_slice(w.data),
+                    data: bytemuck::cast_slice(w.parts.data),
                     stride,
                     across,
-                    scales: w.scales,
+                    scales: w.parts.scales,
                     scaled: if transposed { Axis::K } else { Axis::N },
                 };
                 gemm(context, 1, shape, |_| (product, q));
+            }
+            ("int4", _) => {
+                let q = Int4::new(&w, transposed);
+                gemm(context, 1, shape, |_| (product, q));
+            }
+            ("f16", _) => {
+                let halves = Halves { data: w.parts.data, stride, across };
+                gemm(context, 1, shape, |_| (product, halves));
             }
             ("f32", Ok(data)) if cfg!(target_endian = "little") => {
                 let (row, column) = if across { (1, stride) } else { (stride, 1) };
@@ -145,7 +155,7 @@ impl Int8<'_> {
 
 /// Transposes 8 x 8 bytes: byte c of row r becomes byte r of row c.
 #[inline(always)]
-fn transpose(rows: &mut [u64; 8]) {
+pub(super) fn transpose(rows: &mut [u64; 8]) {
     exchange::<4>(rows, 0x0000_0000_ffff_ffff);
     exchange::<2>(rows, 0x0000_ffff_0000_ffff);
     exchange::<1>(rows, 0x00ff_00ff_00ff_00ff);

@@ -6,6 +6,8 @@
 mod attention;
 mod elementwise;
 mod gemm;
+mod halves;
+mod int4;
 mod linear;
 mod math;
 mod matmul;

@@ -169,7 +169,7 @@ pub fn gather_rows(context: &Context, params: &[u32], args: &mut Args<'_, f32>) 
         return GatherRows::plain(&p, args);
     }
     let (ids, y) = (args.ints(1), args.output(2));
-    let (data, accumulate): (&[i8], bool) = (bytemuck::cast_slice(w.data), p.flags & ACCUMULATE != 0);
+    let (data, accumulate): (&[i8], bool) = (bytemuck::cast_slice(w.parts.data), p.flags & ACCUMULATE != 0);
     let rows = (CHUNK / width).max(1);
     context.pool.split([(&mut y[..p.count as usize * width], rows * width)], |task, [y], _| {
         context.isa.run(
@@ -180,7 +180,7 @@ pub fn gather_rows(context: &Context, params: &[u32], args: &mut Args<'_, f32>) 
                         y.fill(f32::NAN);
                         continue;
                     };
-                    let (row, scale) = (&data[id * width..][..width], w.scales[id]);
+                    let (row, scale) = (&data[id * width..][..width], w.parts.scales[id]);
                     if accumulate {
                         for (y, &q) in y.iter_mut().zip(row) {
                             *y += f32::from(q) * scale;

@@ -8,7 +8,7 @@ pub enum Isa {
     /// The shape of AVX-512 in arrays, so that its tiles are tested on any CPU.
     #[cfg(test)]
     Wide,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
@@ -26,7 +26,10 @@ impl Isa {
             Isa::Portable,
         ];
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        if std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c")
+        {
             available.push(Isa::Avx2);
             if std::arch::is_x86_feature_detected!("avx512f")
                 && std::arch::is_x86_feature_detected!("avx512vl")
@@ -76,9 +79,9 @@ impl Isa {
 }
 
 /// # Safety
-/// The CPU has AVX2 and FMA.
+/// The CPU has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
@@ -111,6 +114,11 @@ pub trait Vector: Copy {
     /// # Safety
     /// As `splat`; `LANES` bytes are readable at `from`.
     unsafe fn load_i8(from: *const i8) -> Self;
+    /// `LANES` little-endian f16 as floats.
+    ///
+    /// # Safety
+    /// As `splat`; `2 LANES` bytes are readable at `from`.
+    unsafe fn load_f16(from: *const u8) -> Self;
     /// # Safety
     /// As `splat`; `LANES` floats are writable at `to`.
     unsafe fn store(self, to: *mut f32);
@@ -146,6 +154,11 @@ impl<const L: usize, const R: usize> Vector for Array<L, R> {
         Array(unsafe { from.cast::<[i8; L]>().read_unaligned() }.map(f32::from))
     }
     #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self {
+        // SAFETY: readable by contract.
+        Array(unsafe { from.cast::<[u16; L]>().read_unaligned() }.map(float))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         // SAFETY: writable by contract.
         unsafe { to.cast::<[f32; L]>().write_unaligned(self.0) }
@@ -158,6 +171,17 @@ impl<const L: usize, const R: usize> Vector for Array<L, R> {
         }
         sum
     }
+}
+
+/// The value of a little-endian f16, without branches.
+#[inline(always)]
+fn float(half: u16) -> f32 {
+    let half = u32::from(u16::from_le(half));
+    let (sign, rest) = ((half & 0x8000) << 16, half & 0x7fff);
+    // With the exponent of an f32 the value is 2^112 too small; an infinity needs all bits of the exponent.
+    let value = f32::from_bits(rest << 13) * f32::from_bits((127 + 112) << 23);
+    let infinite = if rest >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(value.to_bits() | infinite | sign)
 }
 
 /// Vector of the portable instruction set.
@@ -202,6 +226,11 @@ mod neon {
                 let bytes = vcreate_s8(u64::from(from.cast::<u32>().read_unaligned()));
                 Neon(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes)))))
             }
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: readable by contract; NEON is part of the target.
+            unsafe { Neon(vld1q_f32(from.cast::<[u16; 4]>().read_unaligned().map(super::float).as_ptr())) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -249,6 +278,11 @@ mod x86 {
             Avx2(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
         }
         #[inline(always)]
+        unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: readable by contract; the CPU has F16C.
+            Avx2(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             // SAFETY: writable by contract.
             unsafe { _mm256_storeu_ps(to, self.0) }
@@ -282,6 +316,11 @@ mod x86 {
         unsafe fn load_i8(from: *const i8) -> Self {
             // SAFETY: readable by contract.
             Avx512(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u8) -> Self {
+            // SAFETY: readable by contract; the CPU has AVX-512.
+            Avx512(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {

@@ -1,5 +1,3 @@
-use inlay_format::quant::{Layout, SCHEMES};
-
 use super::*;
 use crate::conformance::{self, TOLERANCE_F32};
 use crate::kernels::{
@@ -21,16 +19,12 @@ fn calls() -> Vec<Call> {
 fn large_linears() -> Vec<Call> {
     const T: u32 = LinearParams::TRANSPOSE;
     let mut calls = Vec::new();
-    for scheme in SCHEMES {
-        for layout in [Layout::KN, Layout::NK] {
-            let nk = if layout == Layout::NK { LinearParams::LAYOUT_NK } else { 0 };
-            for (m, k, n) in [(61, 801, 150), (3, 500, 700), (1, 1000, 333), (9, 40, 3001)] {
-                for flags in [LinearParams::BIAS | ACCUMULATE, T] {
-                    let p = LinearParams { m, k, n, flags: flags | nk };
-                    let weight = sample::weight(3, *scheme, layout, [k as usize, n as usize]);
-                    let sample = Sample::random::<Linear>(2, &p).with(1, SampleOperand::Weight(weight));
-                    calls.push((kernel::<Linear>(), sample));
-                }
+    for (m, k, n) in [(61, 801, 150), (3, 500, 700), (1, 1000, 333), (9, 40, 3001), (13, 848, 90), (7, 768, 35)] {
+        for weight in sample::weights(3, [k as usize, n as usize]) {
+            for flags in [LinearParams::BIAS | ACCUMULATE, T] {
+                let p = LinearParams { m, k, n, flags: flags | LinearParams::weight_flags(&weight) };
+                let sample = Sample::random::<Linear>(2, &p).with(1, SampleOperand::Weight(weight.clone()));
+                calls.push((kernel::<Linear>(), sample));
             }
         }
     }

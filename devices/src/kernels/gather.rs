@@ -1,5 +1,5 @@
 use bytemuck::{Pod, Zeroable};
-use inlay_format::quant::{Layout, SCHEMES};
+use inlay_format::quant::Layout;
 
 use super::strided::count;
 use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, SampleOperand, cover, sample};
@@ -21,7 +21,7 @@ pub struct GatherRowsParams {
     pub width: u32,
     /// Rows of the table.
     pub rows: u32,
-    /// [`ACCUMULATE`].
+    /// [`ACCUMULATE`], and [`Weight::form_flags`].
     pub flags: u32,
 }
 
@@ -39,6 +39,7 @@ impl Contract for GatherRows {
             Some(w) if w.layout() != Layout::NK || (w.n(), w.k()) != (p.rows as usize, p.width as usize) => {
                 Err(format!("{w:?} is no table of {} rows of {}", p.rows, p.width))
             }
+            Some(w) if w.form_flags() != p.flags & Weight::FORM_MASK => Err(format!("{w:?} has another form")),
             _ => Ok(()),
         }
     }
@@ -64,14 +65,14 @@ impl Contract for GatherRows {
 
     fn samples() -> Vec<Sample> {
         let mut samples = Vec::new();
-        for scheme in SCHEMES {
-            for (count, width, rows) in [(1, 1, 1), (7, 33, 5), (13, 128, 40)] {
+        for (count, width, rows) in [(1, 1, 1), (7, 33, 5), (13, 48, 40)] {
+            let tables = sample::weights(3, [width as usize, rows as usize]);
+            for table in tables.into_iter().filter(|table| table.layout() == Layout::NK) {
                 for flags in [0, ACCUMULATE] {
-                    let p = GatherRowsParams { count, width, rows, flags };
-                    let table = sample::weight(3, *scheme, Layout::NK, [width as usize, rows as usize]);
+                    let p = GatherRowsParams { count, width, rows, flags: flags | table.form_flags() };
                     samples.push(
                         Sample::random::<Self>(1, &p)
-                            .with(0, SampleOperand::Weight(table))
+                            .with(0, SampleOperand::Weight(table.clone()))
                             .with(1, SampleOperand::Ints(sample::ints(4, count as usize, rows as i32))),
                     );
                 }

@@ -12,8 +12,8 @@ layout(push_constant) uniform Params {
 };
 #define WEIGHT_BINDING 0
 #include "scheme.glsl"
-layout(set = 0, binding = 2) readonly buffer Ids { int ids[]; };
-layout(set = 0, binding = 3) buffer Y { float y[]; };
+layout(set = 0, binding = 3) readonly buffer Ids { int ids[]; };
+layout(set = 0, binding = 4) buffer Y { float y[]; };
 
 #include "common.glsl"
 

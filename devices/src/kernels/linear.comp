@@ -11,8 +11,8 @@ layout(push_constant) uniform Params {
 layout(set = 0, binding = 0) readonly buffer X { float x[]; };
 #define WEIGHT_BINDING 1
 #include "scheme.glsl"
-layout(set = 0, binding = 3) readonly buffer Bias { float bias[]; };
-layout(set = 0, binding = 4) buffer Y { float y[]; };
+layout(set = 0, binding = 4) readonly buffer Bias { float bias[]; };
+layout(set = 0, binding = 5) buffer Y { float y[]; };
 
 #include "tile.glsl"
 #include "common.glsl"

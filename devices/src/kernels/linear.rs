@@ -1,5 +1,5 @@
 use bytemuck::{Pod, Zeroable};
-use inlay_format::quant::{Layout, SCHEMES};
+use inlay_format::quant::Layout;
 
 use super::{ACCUMULATE, Args, Binding, Contract, Real, Sample, SampleOperand, sample, to_words};
 use crate::weight::Weight;
@@ -8,7 +8,8 @@ use crate::weight::Weight;
 ///
 /// Forward: `y[m, n] = sum_k x[m, k] W[k, n] + bias[n]`, with x: [M, K], W: [K, N], y: [M, N].
 /// Transposed (the gradient of the input): `y[m, k] = sum_n x[m, n] W[k, n]`, with x: [M, N], y: [M, K].
-/// `W` is dequantized on the way: its scale belongs to n, the output forward and the contracted axis transposed.
+/// `W` is dequantized on the way: its scales belong to n, the output forward and the contracted axis transposed, and may
+/// belong to blocks of k too.
 /// With [`ACCUMULATE`] `y +=`, else `y =`.
 pub struct Linear;
 
@@ -22,7 +23,7 @@ pub struct LinearParams {
     pub k: u32,
     /// Logical columns of W.
     pub n: u32,
-    /// [`ACCUMULATE`], [`LinearParams::TRANSPOSE`], [`LinearParams::BIAS`], [`LinearParams::LAYOUT_NK`].
+    /// [`ACCUMULATE`], [`LinearParams::TRANSPOSE`], [`LinearParams::BIAS`], and [`LinearParams::weight_flags`].
     pub flags: u32,
 }
 
@@ -33,6 +34,12 @@ impl LinearParams {
     pub const BIAS: u32 = 4;
     /// The weight is stored as [N, K] (as its `layout()` says; repeated here for the GPU body).
     pub const LAYOUT_NK: u32 = 8;
+
+    /// What the GPU body must know of a weight: [`LinearParams::LAYOUT_NK`] and [`Weight::form_flags`].
+    pub fn weight_flags(weight: &Weight) -> u32 {
+        let layout = if weight.layout() == Layout::NK { Self::LAYOUT_NK } else { 0 };
+        layout | weight.form_flags()
+    }
 
     /// Contracted length and output length.
     pub fn inner_outer(&self) -> (usize, usize) {
@@ -60,6 +67,7 @@ impl Contract for Linear {
             Some(w) if w.layout() != layout || (w.k(), w.n()) != (p.k as usize, p.n as usize) => {
                 Err(format!("{w:?} is not {layout:?} [{}, {}]", p.k, p.n))
             }
+            Some(w) if w.form_flags() != p.flags & Weight::FORM_MASK => Err(format!("{w:?} has another form")),
             _ if p.flags & LinearParams::TRANSPOSE != 0 && p.flags & LinearParams::BIAS != 0 => {
                 Err("a transposed product takes no bias".into())
             }
@@ -90,44 +98,29 @@ impl Contract for Linear {
     }
 
     fn samples() -> Vec<Sample> {
+        const T: u32 = LinearParams::TRANSPOSE;
         let mut samples = Vec::new();
-        for scheme in SCHEMES {
-            for layout in [Layout::KN, Layout::NK] {
-                for (seed, (m, k, n)) in
-                    [(1, 1, 1), (3, 5, 7), (1, 64, 33), (65, 31, 67), (17, 128, 64)].into_iter().enumerate()
-                {
-                    for flags in [
-                        0,
-                        ACCUMULATE,
-                        LinearParams::BIAS,
-                        LinearParams::TRANSPOSE,
-                        LinearParams::TRANSPOSE | ACCUMULATE,
-                    ] {
-                        let nk = if layout == Layout::NK { LinearParams::LAYOUT_NK } else { 0 };
-                        let p = LinearParams { m, k, n, flags: flags | nk };
-                        let lens = Self::lens(&p);
-                        let seed = seed as u64;
-                        let bias = if lens[2] > 0 {
-                            SampleOperand::Floats(sample::floats(seed + 10, lens[2]))
-                        } else {
-                            SampleOperand::Absent
-                        };
-                        samples.push(Sample {
-                            label: format!("{p:?} {} {layout:?}", scheme.name()),
-                            params: to_words(&p),
-                            operands: vec![
-                                SampleOperand::Floats(sample::floats(seed, lens[0])),
-                                SampleOperand::Weight(sample::weight(
-                                    seed + 20,
-                                    *scheme,
-                                    layout,
-                                    [k as usize, n as usize],
-                                )),
-                                bias,
-                                SampleOperand::Floats(sample::floats(seed + 30, lens[3])),
-                            ],
-                        });
-                    }
+        let shapes = [(1, 1, 1), (3, 5, 7), (1, 64, 33), (65, 31, 67), (17, 128, 64), (5, 48, 19)];
+        for (seed, (m, k, n)) in (0..).zip(shapes) {
+            for weight in sample::weights(seed + 20, [k as usize, n as usize]) {
+                for flags in [0, ACCUMULATE, LinearParams::BIAS, T, T | ACCUMULATE] {
+                    let p = LinearParams { m, k, n, flags: flags | LinearParams::weight_flags(&weight) };
+                    let lens = Self::lens(&p);
+                    let bias = if lens[2] > 0 {
+                        SampleOperand::Floats(sample::floats(seed + 10, lens[2]))
+                    } else {
+                        SampleOperand::Absent
+                    };
+                    samples.push(Sample {
+                        label: format!("{p:?} {weight:?}"),
+                        params: to_words(&p),
+                        operands: vec![
+                            SampleOperand::Floats(sample::floats(seed, lens[0])),
+                            SampleOperand::Weight(weight.clone()),
+                            bias,
+                            SampleOperand::Floats(sample::floats(seed + 30, lens[3])),
+                        ],
+                    });
                 }
             }
         }

@@ -392,9 +392,10 @@ pub fn cover(items: usize, per_group: usize) -> [u32; 3] {
 
 /// Deterministic test data.
 pub mod sample {
-    use inlay_format::quant::{Layout, Scheme};
+    use inlay_format::quant::{Form, Layout, PartsMut, SCHEMES, Scheme};
 
-    use crate::weight::{Weight, Window};
+    use crate::weight::{Packed, Weight, Window};
+
     /// `len` floats in [-1, 1), the same for the same seed.
     pub fn floats(seed: u64, len: usize) -> Vec<f32> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d;
@@ -413,17 +414,44 @@ pub mod sample {
         floats(seed, len).into_iter().map(|x| (((x + 1.0) * 0.5 * below as f32) as i32).min(below - 1)).collect()
     }
 
+    /// Random weights of logical shape [k, n], one for each scheme, form and layout that can store it.
+    pub fn weights(seed: u64, [k, n]: [usize; 2]) -> Vec<Weight> {
+        let mut weights = Vec::new();
+        for scheme in SCHEMES {
+            for &form in scheme.forms() {
+                for layout in [Layout::KN, Layout::NK] {
+                    if scheme.sizes(layout, [k, n], form).is_some() {
+                        weights.push(weight(seed, *scheme, form, layout, [k, n]));
+                    }
+                }
+            }
+        }
+        weights
+    }
+
     /// A random weight of logical shape [k, n], encoded by `scheme`.
-    pub fn weight(seed: u64, scheme: &'static dyn Scheme, layout: Layout, [k, n]: [usize; 2]) -> Weight {
+    ///
+    /// # Panics
+    /// When the scheme cannot store such a weight in this form.
+    pub fn weight(seed: u64, scheme: &'static dyn Scheme, form: Form, layout: Layout, [k, n]: [usize; 2]) -> Weight {
         let values = floats(seed, k * n);
-        let mut data = vec![0; scheme.data_len(k, n)];
-        let mut scales = vec![0.0; scheme.scales_len(k, n)];
-        scheme.encode(&values, layout, [k, n], &mut data, &mut scales).expect("finite weights");
-        // A Vec<f32> behind the bytes gives the alignment that a memory map would.
-        let mut words = vec![0f32; data.len().div_ceil(4)];
-        bytemuck::cast_slice_mut::<f32, u8>(&mut words)[..data.len()].copy_from_slice(&data);
-        let data = Window::from_floats(&words).prefix(data.len());
-        let scales = (!scales.is_empty()).then(|| Window::from_floats(&scales));
-        Weight::new(format!("sample{seed}"), scheme, layout, [k, n], data, scales).expect("sizes come from the scheme")
+        let sizes = scheme.sizes(layout, [k, n], form).expect("a form for this shape");
+        let (mut data, mut scales) = (vec![0; sizes.data], vec![0.0; sizes.scales]);
+        let mut zero_points = vec![0; sizes.zero_points];
+        let parts = PartsMut { data: &mut data, scales: &mut scales, zero_points: &mut zero_points };
+        scheme.encode(&values, layout, [k, n], parts).expect("finite weights");
+        let packed = Packed {
+            data: aligned(&data),
+            scales: (!scales.is_empty()).then(|| Window::from_floats(&scales)),
+            zero_points: (!zero_points.is_empty()).then(|| aligned(&zero_points)),
+        };
+        Weight::new(format!("sample{seed}"), scheme, layout, [k, n], packed).expect("sizes come from the scheme")
+    }
+
+    /// A window aligned as a memory map's is.
+    fn aligned(bytes: &[u8]) -> Window {
+        let mut words = vec![0f32; bytes.len().div_ceil(4)];
+        bytemuck::cast_slice_mut::<f32, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Window::from_floats(&words).prefix(bytes.len())
     }
 }

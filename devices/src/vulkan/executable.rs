@@ -9,6 +9,7 @@ use vulkano::pipeline::PipelineBindPoint;
 use crate::backend::{DeviceError, Executable};
 use crate::kernels::MAX_PARAMS_WORDS;
 use crate::program::{Call, Operand, Program, Region, SLOT_ALIGN, Segment, Slot};
+use crate::weight::{Packed, Window};
 
 use super::Shared;
 use super::gpu::{Gpu, InUse};
@@ -40,10 +41,8 @@ struct Compiled {
     region_lens: [usize; Region::ALL.len()],
 }
 
-struct DeviceWeight {
-    data: Arc<DeviceWindow>,
-    scales: Option<Arc<DeviceWindow>>,
-}
+/// Elements, scales and zero points of a weight.
+type DeviceWeight = [Option<Arc<DeviceWindow>>; 3];
 
 /// A call, ready to record.
 struct Bound {
@@ -68,9 +67,11 @@ impl VulkanExecutable {
         }
         let mut weights = Vec::new();
         for weight in &program.weights {
-            let upload = |window| shared.weights.get(gpu, weight.name(), window, staging.as_ref());
-            weights
-                .push(DeviceWeight { data: upload(weight.data())?, scales: weight.scales().map(upload).transpose()? });
+            let upload = |window: Option<&Window>| {
+                window.map(|window| shared.weights.get(gpu, weight.name(), window, staging.as_ref())).transpose()
+            };
+            let Packed { data, scales, zero_points } = weight.packed();
+            weights.push([upload(Some(data))?, upload(scales.as_ref())?, upload(zero_points.as_ref())?]);
         }
         let calls = Segment::ALL.iter().flat_map(|segment| program.calls(*segment));
         let operands: usize = calls.map(|call| call.operands.len()).sum();
@@ -224,10 +225,9 @@ impl Compiled {
                     bound.push(self.slot(slot));
                 }
                 Operand::Weight(weight) => {
-                    let weight = &self.weights[*weight];
-                    bound.push(weight.data.buffer.bytes().clone());
-                    let scales = weight.scales.as_ref().map(|scales| scales.buffer.bytes().clone());
-                    bound.push(scales.unwrap_or_else(|| self.nothing()));
+                    for part in self.weights[*weight].clone() {
+                        bound.push(part.map_or_else(|| self.nothing(), |part| part.buffer.bytes().clone()));
+                    }
                 }
                 Operand::Absent => bound.push(self.nothing()),
             }

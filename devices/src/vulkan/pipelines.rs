@@ -61,9 +61,9 @@ pub(super) fn has_body(kernel: &dyn Kernel) -> bool {
         .any(|(module, _)| module.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
-/// Storage buffers of a kernel's GPU body: one a binding, two for a weight.
+/// Storage buffers of a kernel's GPU body: one a binding, three for a weight.
 pub(super) fn storage_buffers(kernel: &dyn Kernel) -> u32 {
-    kernel.bindings().iter().map(|binding| if binding.element == Element::Weight { 2 } else { 1 }).sum()
+    kernel.bindings().iter().map(|binding| if binding.element == Element::Weight { 3 } else { 1 }).sum()
 }
 
 fn make(gpu: &Gpu, kernel: &dyn Kernel, module: &str) -> Result<Pipeline, DeviceError> {

@@ -16,6 +16,8 @@ pub enum DType {
     I8,
     /// 8-bit unsigned integer: only quantized weights.
     U8,
+    /// 4-bit unsigned integer, two a byte: only quantized weights.
+    U4,
     /// 16-bit float: only frozen weights.
     F16,
     /// Truth value.
@@ -31,19 +33,22 @@ impl DType {
             data_type::INT32 => DType::I32,
             data_type::INT8 => DType::I8,
             data_type::UINT8 => DType::U8,
+            data_type::UINT4 => DType::U4,
             data_type::FLOAT16 => DType::F16,
             data_type::BOOL => DType::Bool,
             _ => return None,
         })
     }
 
-    /// Bytes of an element in a file.
-    pub fn size(self) -> usize {
+    /// Bytes of a tensor of this shape in a file; `None` where that overflows.
+    pub fn bytes(self, shape: &[usize]) -> Option<usize> {
+        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
         match self {
-            DType::I64 => 8,
-            DType::F32 | DType::I32 => 4,
-            DType::F16 => 2,
-            DType::I8 | DType::U8 | DType::Bool => 1,
+            DType::I64 => elements.checked_mul(8),
+            DType::F32 | DType::I32 => elements.checked_mul(4),
+            DType::F16 => elements.checked_mul(2),
+            DType::I8 | DType::U8 | DType::Bool => Some(elements),
+            DType::U4 => Some(elements.div_ceil(2)),
         }
     }
 }
@@ -56,6 +61,7 @@ impl std::fmt::Display for DType {
             DType::I32 => "i32",
             DType::I8 => "i8",
             DType::U8 => "u8",
+            DType::U4 => "u4",
             DType::F16 => "f16",
             DType::Bool => "bool",
         })
@@ -221,7 +227,7 @@ impl HostTensor {
             DType::I64 => HostData::I64(bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b)).collect()),
             DType::I32 => HostData::I32(bytes.as_chunks().0.iter().map(|&b| i32::from_le_bytes(b)).collect()),
             DType::Bool => HostData::Bool(bytes.iter().map(|&b| b != 0).collect()),
-            DType::I8 | DType::U8 | DType::F16 => return None,
+            DType::I8 | DType::U8 | DType::U4 | DType::F16 => return None,
         };
         Self::new(shape, data)
     }

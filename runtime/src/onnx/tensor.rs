@@ -14,6 +14,7 @@ pub mod data_type {
     pub const BOOL: i32 = 9;
     pub const FLOAT16: i32 = 10;
     pub const DOUBLE: i32 = 11;
+    pub const UINT4: i32 = 21;
 }
 
 /// A `TensorProto`.

@@ -1,6 +1,7 @@
 use inlay_devices::kernels::sample;
+use inlay_format::quant::Form;
 
-use crate::graph::{Attributes, HostTensor};
+use crate::graph::{Attributes, DType, HostTensor};
 
 /// A small node with its data.
 #[derive(Clone, Debug)]
@@ -33,6 +34,22 @@ pub enum CaseInput {
         /// The axis of the scales.
         axis: usize,
     },
+    /// A constant matrix [N, K] that is stored as int4 in blocks of K, and dequantized by an op of its own.
+    Int4 {
+        /// The values before quantization.
+        values: HostTensor,
+        /// Which elements share a scale.
+        form: Form,
+    },
+    /// A constant of an element type that only weights have.
+    Packed {
+        /// Element type.
+        dtype: DType,
+        /// Shape.
+        shape: Vec<usize>,
+        /// As in a file.
+        bytes: Vec<u8>,
+    },
 }
 
 impl Case {
@@ -62,6 +79,11 @@ impl CaseInput {
     /// An int8 constant of random floats in [-1, 1).
     pub fn int8(seed: u64, shape: &[usize], axis: usize) -> Self {
         CaseInput::Int8 { values: random(seed, shape), axis }
+    }
+
+    /// An int4 constant [N, K] of random floats in [-1, 1).
+    pub fn int4(seed: u64, shape: [usize; 2], form: Form) -> Self {
+        CaseInput::Int4 { values: random(seed, &shape), form }
     }
 
     /// A constant list of integers.

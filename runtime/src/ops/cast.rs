@@ -1,6 +1,6 @@
 use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::{Attributes, DType, HostData, HostTensor};
-use crate::plan::{Backward, Forward};
+use crate::plan::{Backward, Forward, Frozen};
 
 /// Another element type.
 pub struct Cast;
@@ -28,7 +28,12 @@ impl Op for Cast {
     }
 
     fn simplify(&self, node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
-        Ok((node.ty(0)?.dtype == target(node)?).then_some(Simplified::Same(0)))
+        let target = target(node)?;
+        if node.ty(0)?.dtype == target {
+            return Ok(Some(Simplified::Same(0)));
+        }
+        let halves = node.input(0)?.frozen.filter(|_| target == DType::F32).and_then(Frozen::halves);
+        Ok(halves.map(Simplified::Frozen))
     }
 
     fn on_host(&self) -> bool {

@@ -1,5 +1,4 @@
 use inlay_devices::kernels::{Col2im, Im2col, Im2colParams, Linear, LinearParams, ReduceOp};
-use inlay_format::quant::Layout;
 
 use super::matmul::{is_zero, transposed};
 use super::window::{Window, window};
@@ -288,5 +287,5 @@ fn per_sample(sizes: &Sizes, [cols, w, y]: [&View; 3]) -> [View; 3] {
 
 fn weight(lowering: &mut Lowering<'_>, frozen: &crate::plan::Frozen) -> Result<(Operand, u32), OpError> {
     let (operand, weight) = lowering.weight(frozen, 0)?;
-    Ok((operand, if weight.layout() == Layout::NK { LinearParams::LAYOUT_NK } else { 0 }))
+    Ok((operand, LinearParams::weight_flags(&weight)))
 }

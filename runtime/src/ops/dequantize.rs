@@ -1,8 +1,11 @@
+use inlay_format::quant::Form;
+
 use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::{Attributes, DType};
 use crate::plan::{Backward, Forward, HostOrFrozen};
 
-/// `y = (q - zero_point) scale` of an int8 initializer: what spells a quantized weight, and is never computed.
+/// `y = (q - zero_point) scale` of an initializer: what spells a quantized weight, and is never computed. int8 has one
+/// scale per channel and no zero point; uint4 matrices have scales and zero points for blocks of the second axis.
 pub struct DequantizeLinear;
 
 impl Op for DequantizeLinear {
@@ -18,21 +21,26 @@ impl Op for DequantizeLinear {
         let unsupported =
             |what| OpError::Unsupported { what, way_out: "run `converter export` on the original float model" };
         let q = node.input(0)?.frozen.ok_or_else(|| unsupported("DequantizeLinear of computed values"))?;
-        if node.attributes.int("block_size", 0) != 0 {
-            return Err(unsupported("DequantizeLinear in blocks"));
+        let scales = HostOrFrozen::of(node, 1)?;
+        let axis = node.axis(node.attributes.int("axis", 1), node.shape(0)?.len())?;
+        let zero_point = match node.optional(2) {
+            Some(z) => Some(z.frozen.ok_or_else(|| unsupported("a computed zero point"))?),
+            None => None,
+        };
+        let block = node.attributes.int("block_size", 0);
+        if block != 0 {
+            let blocked = match (node.shape(0)?, node.shape(1)?) {
+                (&[n, k], &[rows, blocks]) => axis == 1 && rows == n && i64::try_from(k) == Ok(block * blocks as i64),
+                _ => false,
+            };
+            if !blocked {
+                return Err(unsupported("DequantizeLinear in blocks of anything but the second axis of a matrix"));
+            }
+            return Ok(Some(Simplified::Frozen(q.dequantize_blocks(&scales, zero_point)?)));
         }
-        if let Some(zero_point) = node.optional(2)
-            && !zero_point.frozen.is_some_and(|z| z.is_zero())
-        {
+        if zero_point.is_some_and(|z| !z.is_zero()) {
             return Err(unsupported("a zero point that is not zero"));
         }
-        let scale = node.input(1)?;
-        let scales = match (scale.value, scale.frozen) {
-            (Some(value), _) => HostOrFrozen::Host(value),
-            (None, Some(frozen)) => HostOrFrozen::Frozen(frozen),
-            (None, None) => return Err(OpError::NotConstant { input: 1 }),
-        };
-        let axis = node.axis(node.attributes.int("axis", 1), node.shape(0)?.len())?;
         Ok(Some(Simplified::Frozen(q.dequantize(&scales, axis)?)))
     }
 
@@ -50,6 +58,12 @@ impl Op for DequantizeLinear {
 
     fn samples(&self) -> Vec<Case> {
         // Int8 inputs of other ops' cases are spelled with this op.
-        vec![Case::new("through Identity", Attributes::default(), vec![CaseInput::int8(1, &[4, 6], 1)])]
+        let case = |label, input| Case::new(label, Attributes::default(), vec![input]);
+        let form = |block, zero_points| Form { block, zero_points };
+        vec![
+            case("int8", CaseInput::int8(1, &[4, 6], 1)),
+            case("int4", CaseInput::int4(1, [4, 64], form(32, false))),
+            case("int4, zero points of odd blocks", CaseInput::int4(1, [3, 48], form(16, true))),
+        ]
     }
 }

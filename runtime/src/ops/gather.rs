@@ -1,5 +1,7 @@
 use inlay_devices::kernels::{Gather as GatherKernel, GatherGrad, GatherParams, GatherRows, GatherRowsParams};
 
+use inlay_format::quant::Form;
+
 use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
 use crate::graph::{Attributes, HostTensor};
 use crate::plan::{Backward, Forward, accumulated, u};
@@ -78,8 +80,9 @@ impl Op for Gather {
         if let (Some(frozen), &[rows, width], 0) = (cx.frozen(0), node.shape(0)?, axis) {
             let ids = cx.integers(1, rows)?;
             let y = cx.output(0);
-            let (table, _) = cx.weight(&frozen, 0)?;
-            let params = GatherRowsParams { count: u(ids.count()), width: u(width), rows: u(rows), flags: 0 };
+            let (table, weight) = cx.weight(&frozen, 0)?;
+            let flags = weight.form_flags();
+            let params = GatherRowsParams { count: u(ids.count()), width: u(width), rows: u(rows), flags };
             cx.call::<GatherRows>(&params, &[table, ids.into(), y.into()]);
             return Ok(());
         }
@@ -116,6 +119,11 @@ impl Op for Gather {
         let ids = || CaseInput::Fed(HostTensor::of([2, 3], vec![4i64, 0, -1, 2, 2, 6]));
         vec![
             Case::new("int8 table", axis(0), vec![CaseInput::int8(1, &[7, 5], 0), ids()]),
+            Case::new(
+                "int4 table",
+                axis(0),
+                vec![CaseInput::int4(1, [7, 48], Form { block: 16, zero_points: true }), ids()],
+            ),
             Case::new("f32 table", axis(0), vec![CaseInput::constant(1, &[7, 5]), ids()]),
             Case::new("computed rows, one twice", axis(0), vec![CaseInput::step(1, &[7, 5]), ids()]),
             Case::new("inner axis", axis(1), vec![CaseInput::step(1, &[3, 7, 2]), ids()]),

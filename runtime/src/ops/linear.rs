@@ -1,5 +1,5 @@
 use inlay_devices::kernels::{Linear as LinearKernel, LinearParams};
-use inlay_format::quant::Layout;
+use inlay_format::quant::Form;
 
 use super::matmul::transposed;
 use super::{Case, CaseInput, INLAY, NodeView, Op, OpError, TensorType};
@@ -60,9 +60,9 @@ impl Op for Linear {
         };
         let y = cx.output(0);
         let (frozen, attributes) = (frozen(cx.frozen(1))?, cx.attributes());
-        let (w, layout) = weight(cx, &frozen, attributes)?;
+        let (w, form) = weight(cx, &frozen, attributes)?;
         let bias_flag = if bias.is_some() { LinearParams::BIAS } else { 0 };
-        let params = LinearParams { m: u(m), k: u(k), n: u(n), flags: layout | bias_flag };
+        let params = LinearParams { m: u(m), k: u(k), n: u(n), flags: form | bias_flag };
         cx.call::<LinearKernel>(&params, &[(&x).into(), w, bias.as_ref().into(), (&y).into()]);
         if cx.node().optional(3).is_some() {
             let (a, b) = (cx.input(3)?, cx.input(4)?);
@@ -105,9 +105,9 @@ impl Op for Linear {
             return Ok(());
         }
         let (frozen, attributes) = (frozen(cx.frozen(1))?, cx.attributes());
-        let (w, layout) = weight(cx, &frozen, attributes)?;
+        let (w, form) = weight(cx, &frozen, attributes)?;
         cx.add(0, |l, dx, acc| {
-            let flags = LinearParams::TRANSPOSE | layout | accumulated(acc);
+            let flags = LinearParams::TRANSPOSE | form | accumulated(acc);
             let params = LinearParams { m: u(m), k: u(k), n: u(n), flags };
             l.call::<LinearKernel>(&params, &[(&dy).into(), w, Operand::ABSENT, dx.into()]);
             match dhidden {
@@ -125,7 +125,12 @@ impl Op for Linear {
         let bias = || CaseInput::constant(3, &[9]);
         let (a, b) = (|| CaseInput::step(4, &[17, 2]), || CaseInput::step(5, &[2, 9]));
         let case = |label: &str, attributes: &Attributes, inputs| Case::new(label, attributes.clone(), inputs);
+        let int4 = |form| CaseInput::int4(2, [9, 32], form);
+        let wide = || CaseInput::step(1, &[2, 3, 32]);
+        let nk = plain.clone().with_int("transposed", 1);
         vec![
+            case("int4", &nk, vec![wide(), int4(Form { block: 32, zero_points: false })]),
+            case("int4 with zero points", &nk, vec![wide(), int4(Form { block: 16, zero_points: true }), bias()]),
             case("int8", &plain, vec![x(), CaseInput::int8(2, &[17, 9], 1)]),
             case("f32 and bias", &plain, vec![x(), CaseInput::constant(2, &[17, 9]), bias()]),
             case("lora", &lora, vec![x(), CaseInput::int8(2, &[17, 9], 1), bias(), a(), b()]),
@@ -145,7 +150,7 @@ fn frozen(frozen: Option<Frozen>) -> Result<Frozen, OpError> {
 fn weight(lowering: &mut Lowering<'_>, frozen: &Frozen, attributes: &Attributes) -> Result<(Operand, u32), OpError> {
     let n_axis = usize::from(attributes.int("transposed", 0) == 0);
     let (operand, weight) = lowering.weight(frozen, n_axis)?;
-    Ok((operand, if weight.layout() == Layout::NK { LinearParams::LAYOUT_NK } else { 0 }))
+    Ok((operand, LinearParams::weight_flags(&weight)))
 }
 
 /// A row-major view as a matrix.

@@ -20,6 +20,7 @@ pub(crate) mod host;
 mod layer_norm;
 mod linear;
 mod matmul;
+pub(crate) mod matmul_n_bits;
 mod pool;
 mod reduce;
 mod reshape;
@@ -94,6 +95,7 @@ pub static ALL: &[&dyn Op] = &[
     &LAYER_NORM,
     &RMS_NORM,
     &matmul::MatMul,
+    &matmul_n_bits::MatMulNBits,
     &POOL[0],
     &POOL[1],
     &POOL[2],

@@ -1,11 +1,12 @@
-use inlay_devices::weight::{Weight, WeightError, Window};
-use inlay_format::quant::{F32, Int8, Layout, Scheme};
+use half::f16;
+use inlay_devices::weight::{Packed, Weight, WeightError, Window};
+use inlay_format::quant::{F16, F32, Int4, Int8, Layout, Scheme};
 
 use crate::base::Constant;
 use crate::graph::{DType, HostTensor};
-use crate::ops::OpError;
+use crate::ops::{NodeView, OpError};
 
-/// A frozen tensor of the file: floats, or int8 with scales; possibly seen transposed.
+/// A frozen tensor of the file: floats, or quantized elements with what makes floats of them; possibly seen transposed.
 #[derive(Clone, Debug)]
 pub struct Frozen {
     name: String,
@@ -13,10 +14,22 @@ pub struct Frozen {
     /// As stored.
     dims: Vec<usize>,
     window: Window,
-    /// Scales, and the stored axis that they belong to.
-    scales: Option<(Window, usize)>,
+    packing: Packing,
     /// Whether a matrix is meant transposed.
     transposed: bool,
+}
+
+/// What makes floats of stored elements.
+#[derive(Clone, Debug)]
+enum Packing {
+    /// Nothing: they are f32, or not dequantized yet.
+    None,
+    /// f16, each a float.
+    Half,
+    /// int8 with a scale for each index of a stored axis.
+    PerChannel { scales: Window, axis: usize },
+    /// int4 in blocks along the second of two axes, as [`Int4`] has them.
+    Blocked { scales: Window, zero_points: Option<Window> },
 }
 
 /// Largest tensor whose floats are copied when the file does not align them (elements).
@@ -24,12 +37,13 @@ const MAX_COPIED: usize = 1 << 20;
 
 impl Frozen {
     pub(crate) fn new(constant: &Constant) -> Option<Self> {
-        matches!(constant.dtype, DType::F32 | DType::I8 | DType::U8).then(|| Frozen {
+        let stored = matches!(constant.dtype, DType::F32 | DType::F16 | DType::I8 | DType::U8 | DType::U4);
+        stored.then(|| Frozen {
             name: constant.name.clone(),
             dtype: constant.dtype,
             dims: constant.dims.clone(),
             window: constant.window.clone(),
-            scales: None,
+            packing: Packing::None,
             transposed: false,
         })
     }
@@ -41,7 +55,7 @@ impl Frozen {
             dtype: DType::F32,
             dims: value.shape().to_vec(),
             window: Window::from_floats(value.floats()?),
-            scales: None,
+            packing: Packing::None,
             transposed: false,
         })
     }
@@ -65,9 +79,9 @@ impl Frozen {
         self.dtype
     }
 
-    /// Whether it can be used: floats, or integers with scales.
+    /// Whether it can be used: floats, or what floats are made of.
     pub(crate) fn is_dequantized(&self) -> bool {
-        self.dtype == DType::F32 || self.scales.is_some()
+        self.dtype == DType::F32 || !matches!(self.packing, Packing::None)
     }
 
     /// Whether every stored element is zero.
@@ -83,25 +97,95 @@ impl Frozen {
 
     /// The same elements in another shape; `None` where scales or a transposition are in the way.
     pub(crate) fn reshape(&self, shape: &[usize]) -> Option<Self> {
-        (self.scales.is_none() && !self.transposed).then(|| Frozen { dims: shape.to_vec(), ..self.clone() })
+        (matches!(self.packing, Packing::None | Packing::Half) && !self.transposed)
+            .then(|| Frozen { dims: shape.to_vec(), ..self.clone() })
+    }
+
+    /// f16 as floats; `None` for other types.
+    pub(crate) fn halves(&self) -> Option<Self> {
+        (self.dtype == DType::F16).then(|| Frozen { packing: Packing::Half, ..self.clone() })
     }
 
     /// Integers with a scale for each index of `axis`.
     pub(crate) fn dequantize(&self, scales: &HostOrFrozen<'_>, axis: usize) -> Result<Self, OpError> {
-        let unsupported = |what| OpError::Unsupported { what, way_out: "re-export the model" };
-        if self.dtype != DType::I8 || self.scales.is_some() || self.transposed {
+        if self.dtype != DType::I8 || !matches!(self.packing, Packing::None) || self.transposed {
             return Err(unsupported("DequantizeLinear of anything but an int8 initializer"));
         }
-        let window = match scales {
-            HostOrFrozen::Host(value) => {
-                Window::from_floats(value.floats().ok_or_else(|| unsupported("a scale that is no float"))?)
-            }
-            HostOrFrozen::Frozen(scales) => scales.aligned()?,
-        };
-        if window.bytes().len() != 4 * self.dims[axis] {
+        let scales = scales.window()?;
+        if scales.bytes().len() != 4 * self.dims[axis] {
             return Err(unsupported("DequantizeLinear without one scale per channel"));
         }
-        Ok(Frozen { scales: Some((window, axis)), ..self.clone() })
+        Ok(Frozen { packing: Packing::PerChannel { scales, axis }, ..self.clone() })
+    }
+
+    /// Bytes of int4 as the matrix [N, K] = `dims`, as `com.microsoft.MatMulNBits` packs elements, scales [N, blocks] and
+    /// zero points [N, ceil(blocks / 2)].
+    pub(crate) fn blocked(
+        &self,
+        dims: [usize; 2],
+        scales: &HostOrFrozen<'_>,
+        zero_points: Option<&Frozen>,
+    ) -> Result<Self, OpError> {
+        if !matches!(self.dtype, DType::U8 | DType::U4) || !matches!(self.packing, Packing::None) || self.transposed {
+            return Err(unsupported("int4 weights of another element type than uint8 or uint4"));
+        }
+        let zero_points = match zero_points {
+            Some(z) if !matches!(z.dtype, DType::U8 | DType::U4) => {
+                return Err(unsupported("zero points of another element type than packed uint8 or uint4"));
+            }
+            // The middle is what int4 has without zero points.
+            Some(z) if z.window.bytes().iter().all(|&b| b == 0x88) => None,
+            zero_points => zero_points.map(|z| z.window.clone()),
+        };
+        let packing = Packing::Blocked { scales: scales.window()?, zero_points };
+        let blocked = Frozen { dims: dims.to_vec(), packing, ..self.clone() };
+        blocked.weight(0)?;
+        Ok(blocked)
+    }
+
+    /// uint4 [N, K] in blocks along K, as `DequantizeLinear` packs elements, scales and zero points [N, blocks].
+    pub(crate) fn dequantize_blocks(
+        &self,
+        scales: &HostOrFrozen<'_>,
+        zero_points: Option<&Frozen>,
+    ) -> Result<Self, OpError> {
+        let &[n, k] = self.dims.as_slice() else {
+            return Err(unsupported("DequantizeLinear in blocks of a tensor that is no matrix"));
+        };
+        if self.dtype != DType::U4 {
+            return Err(unsupported("DequantizeLinear in blocks of anything but a uint4 initializer"));
+        }
+        let blocks = scales.window()?.bytes().len() / 4 / n.max(1);
+        let rows = match zero_points {
+            // ONNX: zero.
+            None => Some(vec![0; n * blocks.div_ceil(2)]),
+            Some(z) if z.dims != [n, blocks] || z.dtype != DType::U4 => {
+                return Err(unsupported("DequantizeLinear in blocks without one uint4 zero point per block"));
+            }
+            // Rows of an odd number of blocks start in the middle of a byte; here each starts a byte.
+            Some(z) if blocks % 2 == 1 => {
+                let nibble = |i: usize| (z.window.bytes()[i / 2] >> (4 * (i % 2))) & 15;
+                let row = |n: usize| {
+                    let at = move |b: usize| if b < blocks { nibble(n * blocks + b) } else { 8 };
+                    (0..blocks.div_ceil(2)).map(move |byte| at(2 * byte) | (at(2 * byte + 1) << 4))
+                };
+                Some((0..n).flat_map(row).collect())
+            }
+            Some(_) => None,
+        };
+        let repacked = rows.map(|bytes: Vec<u8>| {
+            let len = bytes.len();
+            let window = Window::new(std::sync::Arc::new(bytes), 0..len).expect("the range is the whole");
+            Frozen {
+                name: self.name.clone(),
+                dtype: DType::U8,
+                dims: vec![len],
+                window,
+                packing: Packing::None,
+                transposed: false,
+            }
+        });
+        self.blocked([n, k], scales, repacked.as_ref().or(zero_points))
     }
 
     /// The weight whose outputs n are the indices of `n_axis` (0 or the last); all other axes together are k.
@@ -113,21 +197,33 @@ impl Frozen {
         debug_assert!(rank >= 2 && (n_axis == 0 || n_axis == rank - 1));
         // A transposed matrix has its n on the other stored axis.
         let stored = if self.transposed { rank - 1 - n_axis } else { n_axis };
-        if self.scales.as_ref().is_some_and(|(_, axis)| *axis != stored) {
-            return Err(OpError::Unsupported {
-                what: "a weight whose scales do not belong to its outputs",
-                way_out: "re-export the model with this version's converter",
-            });
-        }
         let layout = if stored == 0 { Layout::NK } else { Layout::KN };
         let n = self.dims[stored];
         let k = self.dims.iter().product::<usize>() / n.max(1);
-        let scheme: &'static dyn Scheme = if self.scales.is_some() { &Int8 } else { &F32 };
-        let data = if self.scales.is_some() { self.window.clone() } else { self.aligned()? };
-        let scales = self.scales.as_ref().map(|(window, _)| window.clone());
-        Weight::new(self.name.clone(), scheme, layout, [k, n], data, scales).map_err(|error| match error {
+        let data = self.window.clone();
+        let (scheme, packed): (&'static dyn Scheme, Packed) = match &self.packing {
+            Packing::None => (&F32, Packed::elements(self.aligned()?)),
+            Packing::Half => (&F16, Packed::elements(data)),
+            Packing::PerChannel { scales, axis } if *axis == stored => {
+                (&Int8, Packed { scales: Some(scales.clone()), ..Packed::elements(data) })
+            }
+            Packing::Blocked { scales, zero_points } if stored == 0 => {
+                let (scales, zero_points) = (Some(scales.clone()), zero_points.clone());
+                (&Int4, Packed { data, scales, zero_points })
+            }
+            Packing::PerChannel { .. } | Packing::Blocked { .. } => {
+                return Err(OpError::Unsupported {
+                    what: "a weight whose scales do not belong to its outputs",
+                    way_out: "re-export the model with this version's converter",
+                });
+            }
+        };
+        Weight::new(self.name.clone(), scheme, layout, [k, n], packed).map_err(|error| match error {
             WeightError::Misaligned { .. } => misaligned(),
-            _ => OpError::Unsupported { what: "a weight of this size", way_out: "re-export the model" },
+            _ => OpError::Unsupported {
+                what: "a weight whose elements, scales or zero points are not as many as its shape and blocks ask for",
+                way_out: "re-export the model with this version's converter",
+            },
         })
     }
 
@@ -136,17 +232,28 @@ impl Frozen {
     /// # Errors
     /// When the integers have no scale.
     pub(crate) fn floats(&self) -> Result<Vec<f32>, OpError> {
-        let stored: Vec<f32> = match (&self.scales, self.dtype) {
-            (None, DType::F32) => self.window.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            (Some((scales, axis)), DType::I8) => {
+        let stored: Vec<f32> = match (&self.packing, self.dtype) {
+            (Packing::None, DType::F32) => {
+                self.window.bytes().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+            }
+            (Packing::Half, _) => {
+                self.window.bytes().as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()
+            }
+            (Packing::PerChannel { scales, axis }, _) => {
                 let scales = scales.floats().ok_or_else(misaligned)?;
                 let inner: usize = self.dims[axis + 1..].iter().product();
                 let scale = |i: usize| scales[i / inner.max(1) % self.dims[*axis]];
                 self.window.bytes().iter().enumerate().map(|(i, &q)| f32::from(q.cast_signed()) * scale(i)).collect()
             }
+            (Packing::Blocked { .. }, _) => {
+                let weight = Frozen { transposed: false, ..self.clone() }.weight(0)?;
+                let (view, mut values) = (weight.view(), vec![0.0; self.dims.iter().product()]);
+                view.scheme.decode(view.parts, view.layout, [view.k, view.n], 0, &mut values);
+                values
+            }
             _ => {
                 return Err(OpError::Unsupported {
-                    what: "a quantized tensor without DequantizeLinear",
+                    what: "a quantized tensor that is not dequantized",
                     way_out: "re-export the model",
                 });
             }
@@ -171,6 +278,10 @@ impl Frozen {
     }
 }
 
+fn unsupported(what: &'static str) -> OpError {
+    OpError::Unsupported { what, way_out: "re-export the model with this version's converter" }
+}
+
 fn misaligned() -> OpError {
     OpError::Unsupported {
         what: "a large float tensor that is not aligned to 4 bytes",
@@ -182,4 +293,27 @@ fn misaligned() -> OpError {
 pub(crate) enum HostOrFrozen<'a> {
     Host(&'a HostTensor),
     Frozen(&'a Frozen),
+}
+
+impl<'a> HostOrFrozen<'a> {
+    /// The constant that is input `input` of a node.
+    pub fn of(node: &NodeView<'a>, input: usize) -> Result<Self, OpError> {
+        let it = node.input(input)?;
+        match (it.value, it.frozen) {
+            (Some(value), _) => Ok(HostOrFrozen::Host(value)),
+            (None, Some(frozen)) => Ok(HostOrFrozen::Frozen(frozen)),
+            (None, None) => Err(OpError::NotConstant { input }),
+        }
+    }
+
+    /// Its floats, at an address that kernels can read.
+    fn window(&self) -> Result<Window, OpError> {
+        match self {
+            HostOrFrozen::Host(value) => {
+                Ok(Window::from_floats(value.floats().ok_or_else(|| unsupported("a scale that is no f32"))?))
+            }
+            HostOrFrozen::Frozen(scales) if scales.dtype == DType::F32 => scales.aligned(),
+            HostOrFrozen::Frozen(_) => Err(unsupported("a scale that is no f32")),
+        }
+    }
 }

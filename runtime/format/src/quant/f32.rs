@@ -1,4 +1,4 @@
-use super::{Layout, NotFinite, Scheme, Spelling, check_finite};
+use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling, check_finite};
 
 /// Plain f32: what is not quantized.
 #[derive(Clone, Copy, Debug)]
@@ -9,21 +9,18 @@ impl Scheme for F32 {
         "f32"
     }
 
-    fn data_len(&self, k: usize, n: usize) -> usize {
-        k.saturating_mul(n).saturating_mul(4)
-    }
-
-    fn scales_len(&self, _k: usize, _n: usize) -> usize {
-        0
+    fn sizes(&self, _layout: Layout, [k, n]: [usize; 2], form: Form) -> Option<Sizes> {
+        let data = k.saturating_mul(n).saturating_mul(4);
+        (form == Form::WHOLE).then_some(Sizes { data, scales: 0, zero_points: 0 })
     }
 
     fn data_align(&self) -> usize {
         4
     }
 
-    fn get(&self, data: &[u8], _scales: &[f32], layout: Layout, dims: [usize; 2], at: [usize; 2]) -> f32 {
+    fn get(&self, parts: Parts<'_>, layout: Layout, dims: [usize; 2], at: [usize; 2]) -> f32 {
         let at = 4 * layout.index(dims, at);
-        f32::from_le_bytes(data[at..at + 4].try_into().expect("4 bytes"))
+        f32::from_le_bytes(parts.data[at..at + 4].try_into().expect("4 bytes"))
     }
 
     fn encode(
@@ -31,9 +28,8 @@ impl Scheme for F32 {
         values: &[f32],
         _layout: Layout,
         dims: [usize; 2],
-        data: &mut [u8],
-        _scales: &mut [f32],
-    ) -> Result<(), NotFinite> {
+        PartsMut { data, .. }: PartsMut<'_>,
+    ) -> Result<(), EncodeError> {
         assert!(values.len() == dims[0] * dims[1] && data.len() == 4 * values.len(), "lengths follow from the shape");
         check_finite(values)?;
         for (v, bytes) in values.iter().zip(data.chunks_exact_mut(4)) {
@@ -42,7 +38,7 @@ impl Scheme for F32 {
         Ok(())
     }
 
-    fn spelling(&self) -> Spelling {
-        Spelling { data_type: 1, dequantize: None, domain: "", axis: None }
+    fn spellings(&self) -> &'static [Spelling] {
+        &[Spelling { data_type: 1, op_type: None, domain: "", is_product: false }]
     }
 }

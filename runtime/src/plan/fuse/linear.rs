@@ -1,16 +1,17 @@
 use std::sync::Arc;
 
 use super::{Analysis, Step, Uses, is_frozen, pair};
-use crate::graph::Attributes;
-use crate::ops;
+use crate::graph::{Attributes, DType};
+use crate::ops::{self, TensorType, matmul_n_bits};
 use crate::plan::Role;
 
-/// MatMul and Gemm with a frozen weight become [`ops::LINEAR`], which takes a following bias and LoRA branch along.
+/// MatMul, Gemm and MatMulNBits with a frozen weight become [`ops::LINEAR`], which takes a following bias and LoRA branch along.
 pub(super) fn fuse(analysis: &mut Analysis, outputs: &[usize]) {
     for i in 0..analysis.steps.len() {
-        if let Some(step) =
-            from_matmul(analysis, &analysis.steps[i]).or_else(|| from_gemm(analysis, &analysis.steps[i]))
-        {
+        let step = &analysis.steps[i];
+        if let Some(step) = from_matmul(analysis, step).or_else(|| from_gemm(analysis, step)) {
+            analysis.steps[i] = step;
+        } else if let Some(step) = from_matmul_n_bits(analysis, i) {
             analysis.steps[i] = step;
         }
     }
@@ -60,6 +61,24 @@ fn from_gemm(analysis: &Analysis, step: &Step) -> Option<Step> {
         inputs.push(Some(bias));
     }
     Some(linear(step, Attributes::default().with_int("transposed", i64::from(transposed)), inputs))
+}
+
+/// x [.., K] times a frozen int4 [N, K], and maybe a frozen bias [N]; the weight becomes a value.
+fn from_matmul_n_bits(analysis: &mut Analysis, at: usize) -> Option<Step> {
+    let step = &analysis.steps[at];
+    if step.op.op_type() != "MatMulNBits" {
+        return None;
+    }
+    let (x, bias) = (step.inputs[0]?, step.inputs.get(matmul_n_bits::BIAS).copied().flatten());
+    if bias.is_some_and(|bias| !is_frozen(analysis, bias)) {
+        return None;
+    }
+    let frozen = matmul_n_bits::packed(&analysis.view(step)).ok()?;
+    let (name, ty) = (frozen.name().to_owned(), TensorType::new(DType::F32, frozen.shape()));
+    let w = analysis.add(name, ty, Role::Constant { host: None, frozen: Some(frozen) });
+    let mut inputs = vec![Some(x), Some(w)];
+    inputs.extend(bias.map(Some));
+    Some(linear(&analysis.steps[at], Attributes::default().with_int("transposed", 1), inputs))
 }
 
 fn linear(step: &Step, attributes: Attributes, inputs: Vec<Option<usize>>) -> Step {

@@ -1,5 +1,5 @@
 use inlay_devices::kernels::sample;
-use inlay_format::quant::{Int8, Layout, Scheme};
+use inlay_format::quant::{Form, Int4, Int8, Layout, PartsMut, Scheme};
 
 use super::*;
 use crate::graph::build::Build;
@@ -71,10 +71,14 @@ fn build(node: &'static dyn Op, case: &Case, through: Through, output: usize) ->
                 let attributes = Attributes::default().with_int("axis", *axis as i64);
                 Some(g.node(op("DequantizeLinear"), attributes, vec![Some(q), Some(scale)], 1)[0])
             }
+            CaseInput::Int4 { values, form } => Some(int4(&mut g, &name, values, *form)),
+            CaseInput::Packed { dtype, shape, bytes } => Some(g.bytes(&name, *dtype, shape, bytes.clone())),
         });
     }
     let mut id = if node.op_type() == "DequantizeLinear" {
-        let CaseInput::Int8 { values, .. } = &case.inputs[0] else { panic!("its cases are int8") };
+        let (CaseInput::Int8 { values, .. } | CaseInput::Int4 { values, .. }) = &case.inputs[0] else {
+            panic!("its cases are quantized")
+        };
         let x = step(&mut g, 9, values);
         g.node(op("Mul"), Attributes::default(), vec![Some(x), inputs[0]], 1)[0]
     } else {
@@ -93,9 +97,33 @@ fn int8(g: &mut Build, name: &str, values: &HostTensor, axis: usize) -> (ValueId
     assert!(axis == 0 || axis == shape.len() - 1);
     let k = values.len() / n;
     let (mut q, mut scales) = (vec![0; k * n], vec![0.0; n]);
-    Int8.encode(values.floats().unwrap(), layout, [k, n], &mut q, &mut scales).unwrap();
+    let parts = PartsMut { data: &mut q, scales: &mut scales, zero_points: &mut [] };
+    Int8.encode(values.floats().unwrap(), layout, [k, n], parts).unwrap();
     let scale = g.constant(&format!("{name}.scale"), &HostTensor::of([n], scales));
     (g.bytes(&format!("{name}.q"), DType::I8, shape, q), scale)
+}
+
+/// The dequantized matrix [N, K]; zero points are packed as DequantizeLinear has them.
+fn int4(g: &mut Build, name: &str, values: &HostTensor, form: Form) -> ValueId {
+    let &[n, k] = values.shape() else { panic!("int4 weights are matrices") };
+    let sizes = Int4.sizes(Layout::NK, [k, n], form).unwrap();
+    let (mut q, mut scales, mut zeros) = (vec![0; sizes.data], vec![0.0; sizes.scales], vec![0x88; sizes.zero_points]);
+    let parts = PartsMut { data: &mut q, scales: &mut scales, zero_points: &mut zeros };
+    Int4.encode(values.floats().unwrap(), Layout::NK, [k, n], parts).unwrap();
+    let blocks = k / form.block;
+    let row = blocks.div_ceil(2);
+    let zero_point = |i: usize| match zeros.get(i / blocks * row + i % blocks / 2) {
+        Some(byte) => (byte >> (4 * (i % blocks % 2))) & 15,
+        None => 8,
+    };
+    let packed = (0..(n * blocks).div_ceil(2))
+        .map(|i| zero_point(2 * i) | if 2 * i + 1 < n * blocks { zero_point(2 * i + 1) << 4 } else { 0 })
+        .collect();
+    let q = g.bytes(&format!("{name}.q"), DType::U4, &[n, k], q);
+    let scale = g.constant(&format!("{name}.scale"), &HostTensor::of([n, blocks], scales));
+    let zero = g.bytes(&format!("{name}.zero"), DType::U4, &[n, blocks], packed);
+    let attributes = Attributes::default().with_int("axis", 1).with_int("block_size", form.block as i64);
+    g.node(op("DequantizeLinear"), attributes, vec![Some(q), Some(scale), Some(zero)], 1)[0]
 }
 
 impl Built {
