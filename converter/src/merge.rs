@@ -140,8 +140,7 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     let spelling = weight.scheme().spellings()[0];
     let name = graph.fresh_name(&format!("{}.merged_weight", place.path));
     let dtype = DType::from_onnx(spelling.data_type);
-    let dtype =
-        dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear"), "")));
+    let dtype = dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear"), "")));
     let dtype = dtype.ok_or_else(|| Error::Quantize {
         tensor: weight.name().to_owned(),
         detail: format!("a merged weight cannot be stored as {} yet; use --keep-float", weight.scheme().name()),

@@ -223,8 +223,7 @@ fn store(
     let sizes = scheme.sizes(layout, [k, n], form).expect("float schemes store any shape, others have stored this one");
     let (mut data, mut zero_points) = (Aligned::zeros(sizes.data), Aligned::zeros(sizes.zero_points));
     let mut scales = vec![0.0; sizes.scales];
-    let parts =
-        PartsMut { data: data.bytes_mut(), scales: &mut scales, zero_points: zero_points.bytes_mut() };
+    let parts = PartsMut { data: data.bytes_mut(), scales: &mut scales, zero_points: zero_points.bytes_mut() };
     if let Err(refused) = scheme.encode(values, layout, [k, n], parts) {
         return Ok(Err(refused));
     }
