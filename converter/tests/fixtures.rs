@@ -95,7 +95,7 @@ fn check(name: &str, float_tolerance: f32, int8_tolerance: f32) {
 }
 
 /// Decoders with a cache, with the weights of `llama_ts17`.
-const CACHED: [&str; 2] = ["llama_cache_ts17", "llama_cache_ort"];
+const CACHED: [&str; 3] = ["llama_cache_ts17", "llama_cache_dyn21", "llama_cache_ort"];
 
 macro_rules! fixtures {
     ($($name:ident)*) => {
@@ -154,10 +154,12 @@ fn a_cache_is_taken_out() {
 
 #[test]
 fn a_cache_is_an_input_like_any_other() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("out");
-    export(&options("llama_cache_ts17", &out, Quant::None), &|_| ()).unwrap();
-    assert!(difference("llama_cache_ts17", &out) <= 1e-4);
+    for name in &CACHED[..2] {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        export(&options(name, &out, Quant::None), &|_| ()).unwrap();
+        assert!(difference(name, &out) <= 1e-4, "{name}");
+    }
 }
 
 #[test]

@@ -47,6 +47,7 @@ goldens! {
     cnn_int8 Int8,
     encoder_f32 F32,
     encoder_int8 Int8,
+    tiny_llama_int8 Int8,
     mlp_int4_int4 Int4,
     encoder_int4_int4 Int4,
 }
