@@ -8,6 +8,7 @@ use inlay_format::metadata::POINTS_KEY;
 use inlay_format::points::{Point, check_all};
 use serde::Serialize;
 
+use crate::arithmetic::{Trained, table, trained};
 use crate::canonicalize::canonicalize;
 use crate::drawing;
 use crate::error::{Error, Result};
@@ -33,6 +34,8 @@ pub struct Inspection {
     pub bytes: u64,
     /// The points of an exported file; the possible points of another.
     pub points: Vec<PointReport>,
+    /// What each kind trains at all of them.
+    pub trained: Vec<Trained>,
     /// Linears and convolutions that cannot carry an adapter, and why.
     pub skipped: Vec<Skipped>,
     /// The operators.
@@ -68,6 +71,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         exported: model.metadata.contains_key(POINTS_KEY),
         bytes: model.bytes,
         points: Vec::new(),
+        trained: Vec::new(),
         skipped: Vec::new(),
         ops: ops(&model.graph),
         not_exportable: None,
@@ -89,6 +93,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
             Err(e) => inspection.not_exportable = Some(e.to_string()),
         }
     }
+    inspection.trained = trained(&inspection.points);
     Ok(inspection)
 }
 
@@ -149,6 +154,8 @@ impl Inspection {
             let _ = writeln!(text, "cannot be exported: {why}\n");
         } else {
             text.push_str(&points_table(&self.points, &self.skipped));
+            text.push('\n');
+            text.push_str(&table(&self.points));
             text.push('\n');
         }
         let width = self.ops.iter().map(|o| o.op_type.len()).max().unwrap_or(2);

@@ -14,11 +14,12 @@
 //! - [`basis`]: what LoRA-XS needs of each weight;
 //! - [`write`](mod@write): the exported files, with [`encode`];
 //! - [`verify`]: the exported files compared with the source, which the [`oracle`] runs on [`samples`];
-//! - [`report`]: what was done.
+//! - [`report`]: what was done; [`arithmetic`]: how little adapters train.
 //!
 //! [`merge`](mod@merge) puts an adapter into the weights of its base, [`interop`] writes adapters for other programs.
 #![deny(unsafe_code)]
 
+pub mod arithmetic;
 pub mod basis;
 pub mod bounds;
 pub mod canonicalize;

@@ -1,0 +1,128 @@
+//! How much each adapter kind trains, and how much the base has at the same points.
+
+use serde::Serialize;
+
+use crate::report::{PointReport, bytes};
+
+/// The ranks that are shown.
+const RANKS: [usize; 4] = [1, 4, 8, 16];
+
+/// One kind, at one rank, at every point.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Trained {
+    /// The kind.
+    pub kind: &'static str,
+    /// Its rank; 0 for kinds that have none.
+    pub rank: usize,
+    /// Numbers that it trains.
+    pub parameters: usize,
+    /// Numbers that the weights have at the points where it sits.
+    pub weights: usize,
+    /// Bytes of the values in a record at int8, without scales and names.
+    pub int8_bytes: usize,
+}
+
+impl Trained {
+    /// Part of the weights' numbers that need not be trained (percent).
+    pub fn fewer_percent(&self) -> f64 {
+        100.0 * (1.0 - self.parameters as f64 / self.weights.max(1) as f64)
+    }
+}
+
+/// Every kind whose size follows from the points.
+pub fn trained(points: &[PointReport]) -> Vec<Trained> {
+    let of = |kind, rank, each: &dyn Fn(&PointReport) -> Option<usize>| {
+        let counts = points.iter().filter_map(|point| Some((each(point)?, weights(point))));
+        let (parameters, weights) = counts.fold((0usize, 0usize), |(p, w), (parameters, weights)| {
+            (p.saturating_add(parameters), w.saturating_add(weights))
+        });
+        Trained { kind, rank, parameters, weights, int8_bytes: parameters }
+    };
+    let mut all = Vec::new();
+    for rank in RANKS {
+        all.push(of("lora", rank, &|point| Some((fan_in(point) + point.d_out).saturating_mul(rank))));
+    }
+    // A core has at most the smaller side of its weight.
+    let core = |point: &PointReport, rank: usize| rank.min(point.d_in).min(point.d_out).pow(2);
+    all.push(of("lora-xs", 16, &|point| point.kernel.is_empty().then(|| core(point, 16))));
+    all.push(of("dense", 0, &|point| Some(weights(point))));
+    all.retain(|trained| trained.weights > 0);
+    all
+}
+
+/// The table for a terminal.
+pub fn table(points: &[PointReport]) -> String {
+    let line = |t: &Trained| {
+        let rank = if t.rank == 0 { String::new() } else { format!("r = {}", t.rank) };
+        format!(
+            "{:8} {rank:7} trains {} of {} ({:.1} % fewer), {} at int8\n",
+            t.kind,
+            thousands(t.parameters),
+            millions(t.weights),
+            t.fewer_percent(),
+            bytes(t.int8_bytes as u64),
+        )
+    };
+    trained(points).iter().map(line).collect()
+}
+
+fn fan_in(point: &PointReport) -> usize {
+    point.d_in.saturating_mul(point.kernel.iter().product())
+}
+
+fn weights(point: &PointReport) -> usize {
+    fan_in(point).saturating_mul(point.d_out)
+}
+
+/// `65,536`.
+fn thousands(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits are ASCII")).collect();
+    groups.join(",")
+}
+
+/// `16.8 M`.
+fn millions(n: usize) -> String {
+    if n < 1_000_000 { thousands(n) } else { format!("{:.1} M", n as f64 / 1e6) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(d_in: usize, d_out: usize, kernel: &[usize]) -> PointReport {
+        PointReport {
+            path: "p".into(),
+            path_source: "the test",
+            op: if kernel.is_empty() { "linear" } else { "conv" }.into(),
+            d_in,
+            d_out,
+            kernel: kernel.to_vec(),
+            bytes_per_rank_f32: 0,
+            bytes_per_rank_f16: 0,
+        }
+    }
+
+    #[test]
+    fn a_large_linear_at_rank_8() {
+        let text = table(&[point(4096, 4096, &[])]);
+        assert!(text.contains("lora     r = 8   trains 65,536 of 16.8 M (99.6 % fewer)"), "{text}");
+        assert!(text.contains("lora-xs  r = 16  trains 256 of 16.8 M"), "{text}");
+        assert!(text.contains("dense            trains 16,777,216 of 16.8 M (0.0 % fewer)"), "{text}");
+    }
+
+    #[test]
+    fn convolutions_count_their_kernels_and_have_no_cores() {
+        let all = trained(&[point(6, 16, &[3, 3])]);
+        let of =
+            |kind: &str, rank| all.iter().find(|t| t.kind == kind && t.rank == rank).map(|t| (t.parameters, t.weights));
+        assert_eq!(of("lora", 4), Some((4 * (54 + 16), 54 * 16)));
+        assert_eq!(of("lora-xs", 16), None);
+        assert!(trained(&[]).is_empty());
+        assert_eq!(
+            (thousands(7), thousands(1000), thousands(1_234_567)),
+            ("7".into(), "1,000".into(), "1,234,567".into())
+        );
+    }
+}
