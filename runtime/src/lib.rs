@@ -72,6 +72,8 @@ pub mod merge;
 /// A base on a device.
 pub mod session;
 
+mod probe;
+
 /// Batches to an adapter.
 pub mod train;
 

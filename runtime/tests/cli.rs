@@ -145,6 +145,71 @@ fn train_predict_eval() {
 }
 
 #[test]
+fn stored_adapters_are_listed_moved_rolled_back_and_deleted() {
+    let scratch = Scratch::new().trained();
+    let [store, file] = ["store", "anna.adapter"].map(|name| scratch.name(name));
+    let first = fs::read(scratch.at("store/anna.adapter")).unwrap();
+    let retrained = scratch.train(DATA);
+    json(retrained.iter().map(String::as_str).chain(["--dtype", "int4", "--seed", "5"]));
+    let second = fs::read(scratch.at("store/anna.adapter")).unwrap();
+    assert!(second.len() < first.len());
+
+    let adapters = |arguments: &[&'static str]| {
+        let mut all = vec!["adapters"];
+        all.extend(arguments);
+        all.into_iter().map(str::to_owned).chain(["--store".to_owned(), store.clone()]).collect::<Vec<String>>()
+    };
+    let run = |arguments: &[&'static str], more: &[&str]| {
+        let arguments = adapters(arguments);
+        json(arguments.iter().map(String::as_str).chain(more.iter().copied()))
+    };
+    let anna = ["--user", "anna"];
+    run(&["export"], &[&anna[..], &["--out", &file]].concat());
+    assert_eq!(fs::read(&file).unwrap(), second);
+    run(&["import"], &[&anna[..], &["--name", "work", "--from", &file]].concat());
+    run(&["rollback"], &anna);
+    assert_eq!(fs::read(scratch.at("store/anna.adapter")).unwrap(), first);
+
+    fs::write(scratch.at("store/ben.adapter"), "damaged").unwrap();
+    let listed = run(&["list"], &[]);
+    let adapters_of = listed["adapters"].as_array().unwrap();
+    assert_eq!(adapters_of.len(), 3, "{listed}");
+    assert_eq!(adapters_of[0]["parts"][0]["dtype"], "f16");
+    assert_eq!(adapters_of[0]["parts"][0]["parameters"], 42);
+    assert_eq!((&adapters_of[0]["previous"], &adapters_of[0]["user"]), (&Value::Bool(true), &Value::from("anna")));
+    assert_eq!((&adapters_of[1]["name"], &adapters_of[1]["bytes"]), (&"work".into(), &second.len().into()));
+    assert!(adapters_of[2]["error"].as_str().unwrap().contains("not an adapter record"), "{listed}");
+
+    run(&["delete"], &anna);
+    let again = adapters(&["delete", "--user", "anna"]);
+    fails(1, again.iter().map(String::as_str), "no adapter of \"anna\"");
+    let bad = adapters(&["delete", "--user", "anna", "--name", "a name that is too long"]);
+    fails(2, bad.iter().map(String::as_str), "longer than 16 bytes");
+}
+
+#[test]
+fn an_encrypted_store_needs_its_key() {
+    let scratch = Scratch::new();
+    let [key, other, store] = ["key", "other", "store"].map(|name| scratch.name(name));
+    fs::write(&key, "0123456789abcdef".repeat(4)).unwrap();
+    fs::write(&other, [7; 32]).unwrap();
+    let train = scratch.train(DATA);
+    json(train.iter().map(String::as_str).chain(["--key-file", &key]));
+    assert!(fs::read(scratch.at("store/anna.adapter")).unwrap().starts_with(b"INLX"));
+    let eval = ["eval", "--base", BASE, "--data", DATA, "--user", "anna", "--store", &store];
+    json(eval.into_iter().chain(["--key-file", &key]));
+    fails(1, eval, "it is encrypted; open the store with its key");
+    fails(1, eval.into_iter().chain(["--key-file", &other]), "encrypted under another key");
+    let before = scratch.files();
+    // Found before the work, and nothing is overwritten.
+    fails(1, train.iter().map(String::as_str), "it is encrypted; open the store with its key");
+    fs::write(&other, "a password").unwrap();
+    fails(1, eval.into_iter().chain(["--key-file", &other]), "expected a key of 32 bytes");
+    fs::write(&other, [7; 32]).unwrap();
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
 fn people_get_text() {
     let scratch = Scratch::new().trained();
     let store = scratch.name("store");

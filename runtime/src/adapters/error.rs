@@ -80,6 +80,14 @@ pub enum AdapterError {
     /// The adapter computes what the base does.
     #[error("the adapter changes nothing: a factor is zero at every point; train it with a learning rate above 0")]
     ChangesNothing,
+    /// Whole, and still without effect on what the base computes.
+    #[error(
+        "the adapter has no effect: on {samples} samples every output is the base's, bit for bit; train longer, save in a wider dtype, or choose other points"
+    )]
+    NoEffect {
+        /// Samples that it was tried on.
+        samples: usize,
+    },
     /// Rounded to the record's dtype, it computes what the base does.
     #[error("the adapter is so small that {} rounds it to nothing; train longer, or save as f32", dtype.name())]
     RoundsToNothing {

@@ -16,8 +16,17 @@ impl Adapter {
     /// # Errors
     /// When the record is damaged, of another base, of an unknown kind, or does not fit its points.
     pub fn from_record(base: &Base, bytes: &[u8]) -> Result<Self, AdapterError> {
+        Record::decode(bytes)?.expect_base(&base.fingerprint())?;
+        Self::rebind(base, bytes)
+    }
+
+    /// An adapter from the record of another base, as a start for training on this one: the same tensors at the points of
+    /// the same paths. What it does there has to be measured; it was not trained for it.
+    ///
+    /// # Errors
+    /// As [`Adapter::from_record`], but for the base: when it does not fit the points of this one.
+    pub fn rebind(base: &Base, bytes: &[u8]) -> Result<Self, AdapterError> {
         let record = Record::decode(bytes)?;
-        record.expect_base(&base.fingerprint())?;
         let parts = record.parts().map(|part| read_part(base, &part, record.version()));
         Self::from_parts(base, parts.collect::<Result<_, _>>()?)
     }

@@ -381,6 +381,15 @@ impl<'s> Trainer<'s> {
     }
 
     /// How base and adapter do on what was held back.
+    /// How base and adapter, as it now is, do on the samples held back; `None` if none were.
+    ///
+    /// # Errors
+    /// When the device fails, or the adapter changes nothing yet.
+    pub fn judge(&mut self) -> Result<Option<Verdict>, TrainError> {
+        let adapter = self.adapter();
+        self.verdict(&adapter)
+    }
+
     fn verdict(&mut self, adapter: &Adapter) -> Result<Option<Verdict>, TrainError> {
         if self.held_back.is_empty() {
             return Ok(None);

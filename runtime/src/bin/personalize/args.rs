@@ -201,6 +201,9 @@ pub struct Train {
     /// Arrays named after the model's inputs, and labels
     #[arg(long, value_name = "FILE.npz")]
     pub data: PathBuf,
+    /// Start from the stored adapter although it was trained on another base, and say what the change costs
+    #[arg(long, requires = "hold_back", conflicts_with_all = ["NewAdapter", "prototypes"])]
+    pub allow_base_change: bool,
     /// Where the adapter goes; the store is created if it is not there
     #[command(flatten)]
     pub stored: StoredArgs,

@@ -48,6 +48,7 @@ pub fn run(args: &Eval) -> Result<(), Failure> {
     let adapted = match adapter {
         Some(adapter) => {
             session.set_adapter(Some(adapter))?;
+            session.prove_effect(&data)?;
             Some(evaluate(&mut session, if has_base { data.len() } else { 0 })?)
         }
         None => None,

@@ -25,6 +25,7 @@ pub fn run(args: &Predict) -> Result<(), Failure> {
     let data = Dataset::read(session.base(), &args.data)?;
     let adapter = run::adapter(session.base(), &args.adapter)?;
     session.set_adapter(adapter)?;
+    session.prove_effect(&data)?;
     let outputs = {
         let mut progress = Progress::new("predicting", data.len() as u64);
         session.predict_all(&data, args.batch_size as usize, |done| progress.set(done as u64, ""))?

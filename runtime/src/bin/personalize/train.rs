@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use inlay_format::record::{Record, RecordChecksum};
 use inlay_runtime::store::{AdapterId, AdapterStore, SealError, StoreError};
 use inlay_runtime::train::{StepReport, Verdict, losses, optimizers, prototypes};
-use inlay_runtime::{Dataset, Dtype, TrainOptions, Trainer};
+use inlay_runtime::{Adapter, Dataset, Dtype, TrainOptions, Trainer};
 use serde::Serialize;
 
 use crate::args::Train;
@@ -29,6 +29,8 @@ struct Summary<'a> {
     ms_per_step: f64,
     device: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    carried_over: Option<HeldBack>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     held_back: Option<HeldBack>,
 }
 
@@ -43,19 +45,24 @@ struct HeldBack {
 pub fn run(args: &Train) -> Result<(), Failure> {
     let mut session = run::session(&args.base, &args.device)?;
     let data = Dataset::read(session.base(), &args.data)?;
-    let (mut adapter, chosen) = new::adapter(session.base(), &args.adapter, args.seed)?;
-    if args.prototypes {
-        adapter = prototypes(&mut session, &adapter, &data, args.batch_size as usize)?;
-    }
-    let dtype = chosen.unwrap_or_else(|| Dtype::from(args.dtype));
     // A store that cannot be written is found before the work, not after it.
     let store = run::with_key(AdapterStore::open(&args.stored.store.store)?, args.stored.store.key_file.as_deref())?;
     store.check_writable()?;
     let id = run::id(&args.stored);
     let path = store.path_of(&id)?;
     let before = Before::find(&store, &id)?;
+    let (mut adapter, chosen) = if args.allow_base_change {
+        (Adapter::rebind(session.base(), &store.load(&id)?)?, None)
+    } else {
+        new::adapter(session.base(), &args.adapter, args.seed)?
+    };
+    if args.prototypes {
+        adapter = prototypes(&mut session, &adapter, &data, args.batch_size as usize)?;
+    }
+    let dtype = chosen.unwrap_or_else(|| Dtype::from(args.dtype));
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
     let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
+    let carried_over = if args.allow_base_change { trainer.judge()? } else { None };
     let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref()];
     let mut log = args.log.as_deref().map(|log| Log::create(log, &inputs)).transpose()?;
 
@@ -95,6 +102,7 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         loss: trained.loss,
         ms_per_step: trained.ms_per_step,
         device,
+        carried_over: carried_over.map(HeldBack::from),
         held_back: trained.verdict.map(HeldBack::from),
     };
     let mut text = format!(
@@ -108,6 +116,9 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         path.display(),
         record.len(),
     );
+    if let Some(verdict) = carried_over {
+        text.push_str(&format!("\ncarried over to this base, before training: {verdict}"));
+    }
     if let Some(verdict) = trained.verdict {
         text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
     }
