@@ -16,6 +16,7 @@ mod nest;
 mod pool;
 mod rows;
 mod simd;
+mod sync;
 
 use std::fmt;
 use std::sync::Arc;

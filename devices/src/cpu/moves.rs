@@ -3,7 +3,8 @@
 use inlay_format::quant::Layout;
 
 use super::nest::{Nest, Pieces};
-use super::pool::{Disjoint, SCRATCH_LEN};
+use super::pool::Disjoint;
+use super::sync::SCRATCH_LEN;
 use super::{CHUNK, Context, math};
 use crate::kernels::{
     ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams, Pool,

@@ -1,17 +1,13 @@
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::PoisonError;
 
 use bytemuck::{Pod, Zeroable};
 
-/// Floats of scratch that each thread has: 256 KiB.
-pub const SCRATCH_LEN: usize = 64 * 1024;
-
-/// How often a thread looks for work before it sleeps: some tens of microseconds, the time between two calls of a step.
-const SPINS: usize = 4000;
+use super::sync::{
+    Arc, AtomicUsize, Builder, Condvar, JoinHandle, Mutex, MutexGuard, Ordering, SCRATCH_LEN, SPINS, spin_loop,
+};
 
 /// A cache line, so that scratch starts at one.
 #[repr(C, align(64))]
@@ -188,7 +184,7 @@ impl Shared {
             if self.active.load(Ordering::Acquire) == 0 {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         let mut state = lock(&self.state);
         while self.active.load(Ordering::Acquire) != 0 {
@@ -215,7 +211,7 @@ impl Shared {
                 if self.epoch.load(Ordering::Acquire) != seen {
                     break;
                 }
-                std::hint::spin_loop();
+                spin_loop();
             }
             let mut state = lock(&self.state);
             while state.epoch == seen && !state.stop {

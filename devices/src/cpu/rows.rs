@@ -1,6 +1,6 @@
 //! Kernels that work on rows: softmax, layer normalization, cross-entropy.
 
-use super::pool::SCRATCH_LEN;
+use super::sync::SCRATCH_LEN;
 use super::{CHUNK, Context, math};
 use crate::kernels::{ACCUMULATE, Args, Contract, LayerNormGrad, LayerNormParams, SoftmaxParams, from_words};
 
