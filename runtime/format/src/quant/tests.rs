@@ -109,7 +109,7 @@ fn quantizing_what_was_dequantized_changes_little() {
         let mut twice = vec![0.0; values.len()];
         scheme.decode(again.parts(), Layout::NK, dims, 0, &mut twice);
         let (first, second) = (squares(&values, &decoded), squares(&decoded, &twice));
-        assert!(second < 0.2 * first, "{form:?}: {second} after {first}");
+        assert!(second < 0.3 * first, "{form:?}: {second} after {first}");
     }
 }
 
