@@ -2,7 +2,7 @@
 //!
 //! One file a kind; `KINDS` lists them. A kind says where in a base it can sit, which parameters it has there, how they
 //! start and how they enter the graph; the record stores them without knowing what they mean. An [`Adapter`] is a list of
-//! [`Part`]s, each of one kind.
+//! parts, each of one kind.
 
 mod adapter;
 mod budget;
