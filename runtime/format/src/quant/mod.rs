@@ -82,7 +82,7 @@ pub struct Sizes {
 pub struct Parts<'a> {
     /// Packed elements.
     pub data: &'a [u8],
-    /// Scales: [N], or [N, blocks]; none for float schemes.
+    /// Scales: `[N]`, or `[N, blocks]`; none for float schemes.
     pub scales: &'a [f32],
     /// Packed zero points; none where they follow from the scheme.
     pub zero_points: &'a [u8],
