@@ -129,6 +129,11 @@ fn remove_branch(graph: &mut Graph, point: &Point<String>) -> Option<()> {
 /// Lets the node of a point use the merged weight.
 fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint) -> Result<()> {
     let weight = &point.weight;
+    let at = graph.nodes.iter().position(|node| node.name == point.node);
+    let at = at.expect("the branch of every point was found at its node");
+    if graph.nodes[at].op_type == weight.scheme().spellings()[0].op_type.unwrap_or_default() {
+        return replace_packed(graph, at, point);
+    }
     let layout = weight.layout();
     let dims: Vec<usize> = match (place.op, layout) {
         (PointOp::Conv, _) => {
@@ -155,8 +160,17 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
         let node = Node::new("DequantizeLinear", &value, &[&name, &scale_name(&name)], &value);
         nodes.push(node.with("axis", Attribute::Int(layout.axis())));
     }
-    let at = graph.nodes.iter().position(|node| node.name == point.node);
-    let at = at.expect("the branch of every point was found at its node");
+    if graph.nodes[at].op_type == "MatMulNBits" {
+        // x W^T with a packed W [N, K] becomes the product with what takes its place.
+        let node = &mut graph.nodes[at];
+        if node.inputs.iter().skip(4).any(|input| !input.is_empty()) {
+            let detail =
+                "a product with a bias of its own cannot take a float weight; merge without --keep-float".into();
+            return Err(Error::Quantize { tensor: weight.name().to_owned(), detail });
+        }
+        let product = Node::new("MatMul", &node.name, &[&node.inputs[0], ""], node.output());
+        *node = product;
+    }
     match graph.nodes[at].op_type.as_str() {
         "Gemm" => {
             let transposed = Attribute::Int(i64::from(layout == Layout::NK));
@@ -172,5 +186,22 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     }
     graph.nodes[at].inputs[1] = value;
     graph.nodes.splice(0..0, nodes);
+    Ok(())
+}
+
+/// Lets a node that multiplies with packed elements itself have those of the merged weight, in the shapes that it has.
+fn replace_packed(graph: &mut Graph, at: usize, point: &MergedPoint) -> Result<()> {
+    let parts = point.weight.view().parts;
+    let scales: Vec<u8> = parts.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    for (input, bytes) in [(1, parts.data), (2, scales.as_slice()), (3, parts.zero_points)] {
+        let Some(old) = graph.nodes[at].input(input).map(str::to_owned).filter(|_| !bytes.is_empty()) else { continue };
+        let (dtype, dims) = match graph.constants.get(&old) {
+            Some(tensor) => (tensor.dtype, tensor.dims().to_vec()),
+            None => return Err(Error::Invalid(format!("{old:?} is no initializer; re-export the model"))),
+        };
+        let name = graph.fresh_name(&format!("{old}.merged"));
+        graph.constants.insert(name.clone(), Tensor::new(dtype, dims, bytes.to_vec().into())?);
+        graph.nodes[at].inputs[input] = name;
+    }
     Ok(())
 }

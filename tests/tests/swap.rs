@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use conformance::adapters::{self, distance, export, fixture, floats, mix, random_lora, refs, row};
-use conformance::setup_file;
+use conformance::{binary, setup_file};
 use inlay_runtime::merge::MergeOptions;
 use inlay_runtime::{Base, Device, HostTensor, Session, SessionError};
 
@@ -231,4 +231,37 @@ fn what_cannot_be_mixed_is_named() {
     assert!(error.to_string().contains("no adapter \"b\" is resident; there are: a"), "{error}");
     assert!(matches!(session.use_adapter(Some("b")), Err(SessionError::NotResident { .. })));
     assert!(matches!(session.remove_adapter("b"), Err(SessionError::NotResident { .. })));
+}
+
+#[test]
+fn the_converter_merges_into_packed_weights() {
+    let folder = tempfile::tempdir().expect("the system has a temporary folder");
+    let record = folder.path().join("record");
+    for quant in ["int4", "int8", "f16", "none"] {
+        let (base, inputs) = fixture("encoder_dyn18", quant, &folder.path().join(quant));
+        let inputs = refs(&inputs);
+        let adapter = random_lora(&base, 3, 2.0, &["query", "dense", "classifier"], 5);
+        std::fs::write(&record, adapter.to_record(inlay_runtime::Dtype::F32).expect("finite")).expect("writable");
+        let mut session = session(&base);
+        session.set_adapter(Some(adapter)).expect("it is this base's");
+        let adapted = session.predict(&inputs).expect("the adapter runs");
+        for keep in [false, true] {
+            let out = folder.path().join(format!("{quant} {keep}"));
+            let mut merge = std::process::Command::new(binary("converter"));
+            merge.arg("merge").arg(&record).arg("--base").arg(folder.path().join(quant)).arg("--out").arg(&out);
+            let output = merge.args(keep.then_some("--keep-float")).output().expect("the converter starts");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            if quant == "f16" && !keep {
+                assert!(errors.contains("use --keep-float"), "{errors}");
+                continue;
+            }
+            assert!(output.status.success(), "{quant} {keep}: {errors}");
+            let merged = Base::open(&out, inlay_runtime::Verify::Full).expect("just written");
+            let merged = adapters::session(&merged, Device::Cpu).predict(&inputs).expect("it runs");
+            let error = distance(floats(&merged), floats(&adapted));
+            let limit = if keep || quant == "none" { 2e-5 } else { 0.5 };
+            eprintln!("{quant}, kept as float: {keep}: off by {error:e}");
+            assert!(error < limit, "{quant} {keep}: {error:e}");
+        }
+    }
 }
