@@ -109,9 +109,14 @@ fn minilm_serves_sixteen_adapters() {
 #[test]
 fn merged_is_what_the_adapter_computes_at_the_cost_of_the_base() {
     let folder = tempfile::tempdir().expect("the system has a temporary folder");
-    for (name, quant) in [("mlp_dyn18", "int8"), ("mlp_ts20", "none"), ("cnn_dyn23", "int8"), ("encoder_dyn18", "int8")]
-    {
-        let (base, inputs) = fixture(name, quant, &folder.path().join(name));
+    for (name, quant) in [
+        ("mlp_dyn18", "int8"),
+        ("mlp_ts20", "none"),
+        ("cnn_dyn23", "int8"),
+        ("encoder_dyn18", "int8"),
+        ("encoder_dyn18", "int4"),
+    ] {
+        let (base, inputs) = fixture(name, quant, &folder.path().join(format!("{name} {quant}")));
         let inputs = refs(&inputs);
         let mut session = session(&base);
         let adapter = random_lora(&base, 3, 2.0, &[""], 5);
@@ -136,12 +141,13 @@ fn merged_is_what_the_adapter_computes_at_the_cost_of_the_base() {
         for point in points {
             let stored = point.weight.scheme().name();
             eprintln!("{name} {} {stored}: {:?}", point.path, point.requantization);
-            assert_eq!(point.requantization.is_some(), stored == "int8");
-            assert!(point.requantization.is_none_or(|error| error.relative > 0.0 && error.relative < 0.01));
+            assert_eq!(point.requantization.is_some(), stored != "f32");
+            let limit = if stored == "int4" { 0.2 } else { 0.01 };
+            assert!(point.requantization.is_none_or(|error| error.relative > 0.0 && error.relative < limit));
         }
         let merged = session.predict(&inputs).expect("it runs");
         let error = distance(floats(&merged), floats(&adapted));
-        assert!(error < 0.05, "{name}: merged in {quant} it differs by {error:e}");
+        assert!(error < if quant == "int4" { 0.5 } else { 0.05 }, "{name}: merged in {quant} it differs by {error:e}");
         assert!(session.unmerge() && !session.unmerge());
         assert_eq!(session.predict(&inputs).expect("the base runs"), plain, "{name}: bit for bit");
     }

@@ -134,11 +134,24 @@ pub(crate) fn node_weight(graph: &Graph, node: &str) -> Option<Weight> {
     let n_axis = match node.op.op_type() {
         "MatMul" => 1,
         "Gemm" => usize::from(node.attributes.int("transB", 0) == 0),
-        "Conv" => 0,
+        "Conv" | PACKED => 0,
         _ => return None,
     };
     let mut analysis = Analysis::default();
     let mut ids = vec![None; graph.values.len()];
+    if node.op.op_type() == PACKED {
+        let mut inputs = vec![None];
+        for input in node.inputs.iter().skip(1) {
+            let input = input.map(|input| known(graph, input, MAX_WEIGHT_NODES, &mut analysis, &mut ids));
+            inputs.push(match input {
+                Some(known) => Some(known?),
+                None => None,
+            });
+        }
+        let attributes = Arc::clone(&node.attributes);
+        let step = Step { label: node.name.clone(), op: node.op, attributes, inputs, outputs: Vec::new() };
+        return ops::matmul_n_bits::packed(&analysis.view(&step)).ok()?.weight(n_axis).ok();
+    }
     let weight = known(graph, node.inputs.get(1).copied().flatten()?, MAX_WEIGHT_NODES, &mut analysis, &mut ids)?;
     let frozen = match &analysis.values[weight].role {
         Role::Constant { frozen: Some(frozen), .. } if frozen.is_dequantized() => frozen.clone(),
@@ -147,6 +160,9 @@ pub(crate) fn node_weight(graph: &Graph, node: &str) -> Option<Weight> {
     };
     frozen.weight(n_axis).ok()
 }
+
+/// The op that multiplies with packed elements itself.
+const PACKED: &str = "MatMulNBits";
 
 /// Nodes between an initializer and the node that it is a weight of, at most.
 const MAX_WEIGHT_NODES: usize = 8;
