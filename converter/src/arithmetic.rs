@@ -32,7 +32,8 @@ impl Trained {
 /// Every kind whose size follows from the points.
 pub fn trained(points: &[PointReport]) -> Vec<Trained> {
     let of = |kind, rank, each: &dyn Fn(&PointReport) -> Option<usize>| {
-        let counts = points.iter().filter_map(|point| Some((each(point)?, weights(point))));
+        let weighted = points.iter().filter(|point| point.op != "embedding");
+        let counts = weighted.filter_map(|point| Some((each(point)?, weights(point))));
         let (parameters, weights) = counts.fold((0usize, 0usize), |(p, w), (parameters, weights)| {
             (p.saturating_add(parameters), w.saturating_add(weights))
         });
@@ -40,7 +41,8 @@ pub fn trained(points: &[PointReport]) -> Vec<Trained> {
     };
     let mut all = Vec::new();
     for rank in RANKS {
-        all.push(of("lora", rank, &|point| Some((fan_in(point) + point.d_out).saturating_mul(rank))));
+        let parameters = |point: &PointReport| (fan_in(point) + point.d_out).saturating_mul(rank);
+        all.push(of("lora", rank, &|point| point.offers("lora").then(|| parameters(point))));
     }
     // A core has at most the smaller side of its weight.
     let core = |point: &PointReport, rank: usize| rank.min(point.d_in).min(point.d_out).pow(2);
@@ -90,6 +92,7 @@ fn millions(n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::KindReport;
 
     fn point(d_in: usize, d_out: usize, kernel: &[usize]) -> PointReport {
         PointReport {
@@ -101,6 +104,7 @@ mod tests {
             kernel: kernel.to_vec(),
             bytes_per_rank_f32: 0,
             bytes_per_rank_f16: 0,
+            kinds: vec![KindReport { kind: "lora".into(), parameters: 0, parameters_per_size: 1, size: Some("rank") }],
         }
     }
 

@@ -101,6 +101,32 @@ pub enum Error {
     /// No point at all can be trained.
     #[error("no linear or convolution of this model can carry an adapter: {0}")]
     NoPoints(String),
+    /// An adapter kind found no module of its own accord.
+    #[error("no module of this model is known to carry adapters of kind {kind:?}; name some with {option}")]
+    NoPlaces {
+        /// The kind.
+        kind: &'static str,
+        /// The option that names modules.
+        option: &'static str,
+    },
+    /// A module was chosen for a kind that is for linears.
+    #[error("pattern {pattern:?} matches {path:?}, which is no linear; adapters of kind {kind:?} are for linears only")]
+    NotALinear {
+        /// The kind.
+        kind: &'static str,
+        /// The module.
+        path: String,
+        /// The pattern that matched it.
+        pattern: String,
+    },
+    /// Virtual tokens cannot go through this model.
+    #[error("prompt tuning: {reason}; {way_out}")]
+    NoPrompt {
+        /// What stands in the way.
+        reason: String,
+        /// What to do.
+        way_out: &'static str,
+    },
     /// The samples do not fit the model.
     #[error("samples {path}: {detail}", path = path.display())]
     Samples {

@@ -11,11 +11,12 @@ use crate::canonicalize::canonicalize;
 use crate::drawing;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
+use crate::kinds::{Kinds, choose};
 use crate::kv_cache;
-use crate::points::{candidates, select};
+use crate::points::candidates;
 use crate::quantize::{Quantization, Site, quantize};
 use crate::read::read;
-use crate::report::{PackedWeight, Report, Skipped, bytes, notes};
+use crate::report::{PackedWeight, PointReport, Report, Skipped, bytes, notes};
 use crate::verify::{MAX_VERIFIED_BYTES, PackedGraph, verify, verify_large};
 use crate::write::{DATA_FILE, MODEL_FILE, write_model, write_weights};
 
@@ -28,8 +29,10 @@ pub struct Options {
     pub out: PathBuf,
     /// How weights are stored.
     pub quant: Quantization,
-    /// Globs over module paths that choose the insertion points; all that can be trained if empty.
+    /// Globs over module paths that choose LoRA's insertion points; all that can be trained if empty.
     pub targets: Vec<String>,
+    /// The adapter kinds to prepare for, and where.
+    pub kinds: Kinds,
     /// Real inputs for the verification, a `.npz`.
     pub samples: Option<PathBuf>,
     /// Rank of the bases for LoRA-XS, one at every linear among the points; none if there is none.
@@ -71,11 +74,11 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     }
     let canonical = canonicalize(&source)?;
     let all = candidates(&canonical);
-    let chosen = select(&all, &options.targets)?;
+    let chosen = choose(&canonical, &all, &options.targets, &options.kinds)?;
 
     let sites = Site::all(&canonical);
     let mut graph = canonical.clone();
-    let mut points = insert(&mut graph, &chosen)?;
+    let mut points = insert(&mut graph, &chosen, options.kinds.bottleneck_activation)?;
     let packing = quantize(&mut graph, &sites, &options.quant)?;
     if let Some(rank) = options.basis {
         basis::add(&mut graph, &mut points, &packing, usize::from(rank))?;
@@ -113,12 +116,12 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         data_bytes: written.data_bytes,
         packed: packed.collect(),
         kept: kept.collect(),
-        points: chosen.iter().map(Into::into).collect(),
+        points: points.iter().zip(&chosen).map(|(p, c)| PointReport::new(p, c.candidate.source.describe())).collect(),
         skipped: all.iter().filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
-        notes: notes(&packing, &chosen),
-        drawing: drawing::svg(&canonical, &chosen.iter().map(|c| c.path.as_str()).collect()),
+        notes: notes(&packing, chosen.iter().map(|c| &c.candidate)),
+        drawing: drawing::svg(&canonical, &chosen.iter().map(|c| c.candidate.path.as_str()).collect()),
     };
     write_model(&written, &points, "{}", folder)?;
     progress(Stage::Verify);

@@ -76,10 +76,10 @@ pub(crate) fn points(points: &[PointReport], skipped: &[Skipped]) -> String {
         let size = format!("{} -> {}", p.d_in, p.d_out);
         let kernel = if p.kernel.is_empty() { String::new() } else { format!("{:?}", p.kernel) };
         let cost = p.bytes_per_rank_f16.to_string();
-        row(&[p.path.clone(), p.op.clone(), size, kernel, cost, p.path_source.to_owned()])
+        row(&[p.path.clone(), p.op.clone(), size, kernel, cost, p.other_kinds(), p.path_source.to_owned()])
     });
     let skipped = skipped.iter().map(|s| row(&[s.path.clone(), s.node.clone(), s.reason.clone()]));
-    let head = ["path", "op", "size", "kernel", "bytes/rank (f16)", "path from"];
+    let head = ["path", "op", "size", "kernel", "bytes/rank (f16)", "other kinds (f16)", "path from"];
     table("Insertion points", &head, points)
         + &table("Without an adapter", &["path", "node in the way", "reason"], skipped)
 }

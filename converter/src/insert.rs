@@ -1,28 +1,42 @@
-//! Stage 4: LoRA branches as standard ONNX.
+//! Stage 4: adapters as standard ONNX. One module a kind.
 //!
-//! Linear: `y = base(x) + (x A) B`. Conv: `y = base(x) + conv(conv(x, A), B)`. `A` and `B` are optional graph inputs
-//! whose default has rank 0, so that the branch adds nothing until it is fed.
+//! Every parameter of an adapter is an optional graph input, `<path>.<name>`, whose default changes nothing: LoRA has rank 0,
+//! a bottleneck width 0, a prompt no tokens, and (IA)3 factors of one.
 
-use inlay_format::points::{LORA, LoraName, Point, PointOp, RankName, check_all};
+mod bottleneck;
+mod ia3;
+mod lora;
+pub mod prompt;
 
+use inlay_format::kinds::{IA3, IN_FILE, parameters};
+use inlay_format::points::{Point, check_all};
+
+use crate::blocks::with_bias;
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Node, Port, ValueType};
+use crate::kinds::{Activation, Chosen, Kind};
 use crate::points::Candidate;
 use crate::tensor::{DType, Tensor};
 
-/// Inserts a LoRA branch at every one of `chosen`, and returns the points as the exported file lists them.
+/// Inserts every kind of every one of `chosen`, and returns the points as the exported file lists them.
 ///
 /// # Errors
-/// If a point's name or size is beyond what devices accept.
-pub fn insert(graph: &mut Graph, chosen: &[Candidate]) -> Result<Vec<Point<String>>> {
-    let mut points = Vec::with_capacity(chosen.len());
-    for candidate in chosen {
-        points.push(point(graph, candidate)?);
-    }
-    check_all(&points).map_err(|(i, e)| invalid(&chosen[i], &e.to_string()))?;
-    for (point, candidate) in points.iter().zip(chosen) {
-        branch(graph, point);
-        if let (Some(name), Some(scale)) = (&point.row_scale, graph.row_scales.get(&candidate.node)) {
+/// If a point's name or size is beyond what devices accept, or a prompt has no place.
+pub fn insert(graph: &mut Graph, chosen: &[Chosen], activation: Activation) -> Result<Vec<Point<String>>> {
+    let points = chosen.iter().map(|chosen| point(graph, chosen)).collect::<Result<Vec<_>>>()?;
+    check_all(&points).map_err(|(i, e)| invalid(&chosen[i].candidate, &e.to_string()))?;
+    for (point, chosen) in points.iter().zip(chosen) {
+        let result = result(graph, point);
+        for kind in &chosen.kinds {
+            add_parameters(graph, point, *kind);
+            match kind {
+                Kind::Ia3 => ia3::insert(graph, point, &result),
+                Kind::Lora => lora::insert(graph, point),
+                Kind::Bottleneck => bottleneck::insert(graph, point, &result, activation),
+                Kind::Prompt => prompt::insert(graph, point)?,
+            }
+        }
+        if let (Some(name), Some(scale)) = (&point.row_scale, graph.row_scales.get(&chosen.candidate.node)) {
             graph.constants.insert(name.clone(), Tensor::from_f32(&[scale.len()], scale));
         }
     }
@@ -33,7 +47,8 @@ fn invalid(candidate: &Candidate, detail: &str) -> Error {
     Error::Invalid(format!("point {:?} (node {:?}): {detail}", candidate.path, candidate.node))
 }
 
-fn point(graph: &Graph, candidate: &Candidate) -> Result<Point<String>> {
+fn point(graph: &Graph, chosen: &Chosen) -> Result<Point<String>> {
+    let candidate = &chosen.candidate;
     let size = |n: usize| u32::try_from(n).map_err(|_| invalid(candidate, "a size is beyond 32 bits"));
     let mut point = Point {
         path: candidate.path.clone(),
@@ -43,38 +58,58 @@ fn point(graph: &Graph, candidate: &Candidate) -> Result<Point<String>> {
         d_in: size(candidate.d_in)?,
         d_out: size(candidate.d_out)?,
         kernel: Default::default(),
-        kinds: Default::default(),
+        kinds: chosen.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
         row_scale: graph.row_scales.contains_key(&candidate.node).then(|| format!("{}.row_scale", candidate.path)),
+        feedforward: chosen.feedforward,
     };
     for &k in &candidate.kernel {
         point.kernel.push(size(k)?).map_err(|_| invalid(candidate, "the kernel has too many dimensions"))?;
     }
-    point.kinds.push(LORA.to_owned()).expect("one kind fits");
     Ok(point)
 }
 
-fn branch(graph: &mut Graph, point: &Point<String>) {
-    let (a, b) = (LoraName::a(&point.path).to_string(), LoraName::b(&point.path).to_string());
-    let rank_axis = usize::from(point.op == PointOp::Linear);
-    add_parameter(graph, &a, &point.lora_a_shape(0), rank_axis, &point.path);
-    add_parameter(graph, &b, &point.lora_b_shape(0), 1 - rank_axis, &point.path);
-    let i = graph.nodes.iter().position(|n| n.name == point.node).expect("candidates are nodes of this graph");
-    let [base, down, up] = ["base", "lora_down", "lora_up"].map(|s| graph.fresh_name(&format!("{}.{s}", point.path)));
-    let output = std::mem::replace(&mut graph.nodes[i].outputs[0], base.clone());
-    let node = &graph.nodes[i];
-    let op_type = if point.op == PointOp::Linear { "MatMul" } else { "Conv" };
-    let mut first = Node::new(op_type, &down, &[&node.inputs[0], &a], &down);
-    if point.op == PointOp::Conv {
-        first.attributes.clone_from(&node.attributes);
-    }
-    let second = Node::new(op_type, &up, &[&down, &b], &up);
-    let add = Node::new("Add", &format!("{}.lora_add", point.path), &[&base, &up], &output);
-    graph.nodes.splice(i + 1..i + 1, [first, second, add]);
+/// What the base computes at a point, bias included.
+fn result(graph: &Graph, point: &Point<String>) -> String {
+    with_bias(graph, &graph.links(), &graph.nodes[node(graph, point)])
 }
 
-fn add_parameter(graph: &mut Graph, name: &str, shape: &[usize], rank_axis: usize, path: &str) {
-    let mut dims: Vec<Dim> = shape.iter().map(|&d| Dim::Known(d)).collect();
-    dims[rank_axis] = Dim::Symbol(RankName(path).to_string());
-    graph.inputs.push(Port { name: name.to_owned(), ty: ValueType { dtype: DType::F32, dims: Some(dims) } });
-    graph.constants.insert(name.to_owned(), Tensor::from_f32(shape, &[]));
+fn node(graph: &Graph, point: &Point<String>) -> usize {
+    graph.nodes.iter().position(|n| n.name == point.node).expect("candidates are nodes of this graph")
+}
+
+/// The graph inputs of `kind`, with the defaults that change nothing.
+fn add_parameters(graph: &mut Graph, point: &Point<String>, kind: Kind) {
+    let size = IN_FILE.iter().find_map(|(name, size)| if *name == kind.name() { *size } else { None });
+    for parameter in parameters(kind.name(), point, 0) {
+        let name = name(point, parameter.suffix);
+        let mut dims: Vec<Dim> = parameter.shape.iter().map(|&d| Dim::Known(d)).collect();
+        if let (Some(axis), Some(size)) = (parameter.size_axis, size) {
+            dims[axis] = Dim::Symbol(self::name(point, size));
+        }
+        let default = if kind.name() == IA3 { 1.0 } else { 0.0 };
+        let values = vec![default; parameter.shape.iter().product()];
+        graph.inputs.push(Port { name: name.clone(), ty: ValueType { dtype: DType::F32, dims: Some(dims) } });
+        graph.constants.insert(name, Tensor::from_f32(&parameter.shape, &values));
+    }
+}
+
+/// `<path>.<suffix>`.
+fn name(point: &Point<String>, suffix: &str) -> String {
+    format!("{}.{suffix}", point.path)
+}
+
+/// Lets the maker of `value` make another value, whose name is returned, and puts what `nodes` gives for it right after.
+/// The last of them has to make `value`.
+fn interpose(graph: &mut Graph, value: &str, stem: &str, nodes: impl FnOnce(&mut Graph, &str) -> Vec<Node>) {
+    let inner = graph.fresh_name(stem);
+    let (i, output) = graph
+        .nodes
+        .iter()
+        .enumerate()
+        .find_map(|(i, n)| Some((i, n.outputs.iter().position(|o| o == value)?)))
+        .expect("points are at computed values");
+    graph.nodes[i].outputs[output].clone_from(&inner);
+    let nodes = nodes(graph, &inner);
+    debug_assert_eq!(nodes.last().map(Node::output), Some(value));
+    graph.nodes.splice(i + 1..i + 1, nodes);
 }

@@ -102,22 +102,7 @@ fn exported_points(model: &Model, file: &Path) -> Result<Vec<PointReport>> {
     let json = &model.metadata[POINTS_KEY];
     let points: Vec<Point<String>> = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
     check_all(&points).map_err(|(i, e)| bad(format!("point {i}: {e}")))?;
-    Ok(points
-        .into_iter()
-        .map(|p| {
-            let parameters = usize::try_from(p.lora_parameters_per_rank()).unwrap_or(usize::MAX);
-            PointReport {
-                op: format!("{:?}", p.op).to_lowercase(),
-                d_in: p.d_in as usize,
-                d_out: p.d_out as usize,
-                kernel: p.kernel.iter().map(|&k| k as usize).collect(),
-                bytes_per_rank_f32: parameters.saturating_mul(4),
-                bytes_per_rank_f16: parameters.saturating_mul(2),
-                path: p.path,
-                path_source: "the export",
-            }
-        })
-        .collect())
+    Ok(points.iter().map(|point| PointReport::new(point, "the export")).collect())
 }
 
 fn ops(graph: &Graph) -> Vec<OpReport> {

@@ -9,6 +9,7 @@
 //! - [`kv_cache`]: a decoder's cache is taken out, when asked;
 //! - [`canonicalize`]: the many spellings of exporters become one, of operators that [`support`] knows;
 //! - [`paths`] and [`points`]: module paths, and where adapters can be inserted;
+//! - [`kinds`]: which adapter kinds go where, by the [`blocks`] of a transformer;
 //! - [`insert`]: adapter branches as standard ONNX;
 //! - [`quantize`]: which weights are packed;
 //! - [`basis`]: what LoRA-XS needs of each weight;
@@ -21,6 +22,7 @@
 
 pub mod arithmetic;
 pub mod basis;
+pub mod blocks;
 pub mod bounds;
 pub mod canonicalize;
 mod drawing;
@@ -32,6 +34,7 @@ mod html;
 pub mod insert;
 pub mod inspect;
 pub mod interop;
+pub mod kinds;
 pub mod kv_cache;
 pub mod merge;
 pub mod oracle;

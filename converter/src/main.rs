@@ -9,10 +9,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use inlay_converter::export::{Options, Stage, export};
 use inlay_converter::inspect::inspect;
+use inlay_converter::kinds::{Activation, Kind, Kinds, Places};
 use inlay_converter::quantize::{INT4_BLOCK, Quant, Quantization, Rule};
 use inlay_runtime::adapters::Targets;
 
@@ -27,7 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Write model.onnx and model.onnx.data, verified against the source
-    Export(ExportArgs),
+    Export(Box<ExportArgs>),
     /// List insertion points, sizes, and operators with whether they can be trained through
     Inspect {
         /// An exported folder, or any ONNX file
@@ -65,16 +67,31 @@ struct ExportArgs {
     /// Write int4 as DequantizeLinear of operator set 21, not as com.microsoft.MatMulNBits
     #[arg(long)]
     qdq: bool,
-    /// Modules that get an insertion point: globs over their paths, separated by commas [default: all that can be
-    /// trained]
+    /// Modules that get a LoRA point: globs over their paths, separated by commas [default: all that can be trained]
     #[arg(long, value_name = "GLOB,...", value_parser = globs)]
     targets: Option<Globs>,
-    /// Adapter kinds to prepare for
+    /// Adapter kinds to prepare for in the file; onnxruntime can run these
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', default_value = "lora")]
     kinds: Vec<KindArg>,
     /// Add what LoRA-XS needs at every linear: the first N singular directions of its weight, as int8
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     basis: Option<u16>,
+    /// Modules whose outputs (IA)3 scales [default: keys and values, by their names; none if --ia3-feedforward is given]
+    #[arg(long, value_name = "GLOB,...", value_parser = globs)]
+    ia3_targets: Option<Globs>,
+    /// Modules whose inputs (IA)3 scales [default: the last linear of each feed-forward network; none if --ia3-targets is
+    /// given]
+    #[arg(long, value_name = "GLOB,...", value_parser = globs)]
+    ia3_feedforward: Option<Globs>,
+    /// Modules that a bottleneck follows [default: by --bottleneck-places]
+    #[arg(long, value_name = "GLOB,...", value_parser = globs)]
+    bottleneck_targets: Option<Globs>,
+    /// After which sub-layers of a transformer bottlenecks go [default: pfeiffer]
+    #[arg(long, value_enum, value_name = "PLACES", conflicts_with = "bottleneck_targets")]
+    bottleneck_places: Option<PlacesArg>,
+    /// Nonlinearity of bottlenecks [default: relu]
+    #[arg(long, value_enum, value_name = "FUNCTION")]
+    bottleneck_activation: Option<ActivationArg>,
     /// Real inputs for the verification: arrays named after the model's inputs [default: generated]
     #[arg(long, value_name = "FILE.npz")]
     samples: Option<PathBuf>,
@@ -116,10 +133,76 @@ enum Int4MethodArg {
 enum KindArg {
     /// Low-rank adaptation
     Lora,
+    /// (IA)3: factors of keys, values and feed-forward inputs
+    Ia3,
+    /// Bottleneck adapters: down, nonlinearity, up, residual
+    Bottleneck,
+    /// Prompt tuning: virtual tokens before the words
+    Prompt,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PlacesArg {
+    /// After attention and after the feed-forward network
+    Houlsby,
+    /// After the feed-forward network
+    Pfeiffer,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationArg {
+    Relu,
+    Gelu,
+}
+
+impl ExportArgs {
+    /// What `--kinds` and the options of single kinds ask for; an option of a kind that is not asked for is an error.
+    fn kinds(&self) -> Result<Kinds, String> {
+        let chosen: Vec<Kind> = self
+            .kinds
+            .iter()
+            .map(|kind| match kind {
+                KindArg::Lora => Kind::Lora,
+                KindArg::Ia3 => Kind::Ia3,
+                KindArg::Bottleneck => Kind::Bottleneck,
+                KindArg::Prompt => Kind::Prompt,
+            })
+            .collect();
+        let given = [
+            ("--targets", Kind::Lora, self.targets.is_some()),
+            ("--ia3-targets", Kind::Ia3, self.ia3_targets.is_some()),
+            ("--ia3-feedforward", Kind::Ia3, self.ia3_feedforward.is_some()),
+            ("--bottleneck-targets", Kind::Bottleneck, self.bottleneck_targets.is_some()),
+            ("--bottleneck-places", Kind::Bottleneck, self.bottleneck_places.is_some()),
+            ("--bottleneck-activation", Kind::Bottleneck, self.bottleneck_activation.is_some()),
+        ];
+        if let Some((option, kind, _)) = given.iter().find(|(_, kind, given)| *given && !chosen.contains(kind)) {
+            return Err(format!("{option} is for adapters of kind {0}; add {0} to --kinds", kind.name()));
+        }
+        Ok(Kinds {
+            chosen,
+            ia3_targets: patterns(&self.ia3_targets),
+            ia3_feedforward: patterns(&self.ia3_feedforward),
+            bottleneck_targets: patterns(&self.bottleneck_targets),
+            bottleneck_places: match self.bottleneck_places {
+                Some(PlacesArg::Houlsby) => Places::Houlsby,
+                Some(PlacesArg::Pfeiffer) | None => Places::Pfeiffer,
+            },
+            bottleneck_activation: match self.bottleneck_activation {
+                Some(ActivationArg::Gelu) => Activation::Gelu,
+                Some(ActivationArg::Relu) | None => Activation::Relu,
+            },
+        })
+    }
 }
 
 #[derive(Clone)]
 struct Globs(Vec<String>);
+
+/// The patterns that were given, if any.
+fn patterns(globs: &Option<Globs>) -> Vec<String> {
+    globs.as_ref().map_or_else(Vec::new, |globs| globs.0.clone())
+}
 
 fn globs(text: &str) -> Result<Globs, String> {
     let patterns: Vec<&str> = Targets::split(text).collect();
@@ -151,7 +234,7 @@ fn main() -> ExitCode {
         Command::Adapter(command) => command.on().json,
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
-        Command::Export(args) => run_export(args),
+        Command::Export(args) => run_export(*args),
         Command::Inspect { path, json, html } => run_inspect(&path, json, html),
         Command::Adapter(command) => adapters::run(command).map_err(|e| e.to_string()).and_then(|text| print(&text)),
     }));
@@ -175,8 +258,9 @@ fn fail(message: &str, json: bool) -> ExitCode {
 }
 
 fn run_export(args: ExportArgs) -> Result<(), String> {
-    let KindArg::Lora = args.kinds.first().copied().unwrap_or(KindArg::Lora);
+    let kinds = args.kinds().unwrap_or_else(|e| Cli::command().error(ErrorKind::ArgumentConflict, e).exit());
     let options = Options {
+        kinds,
         model: args.model,
         out: args.out,
         quant: Quantization {

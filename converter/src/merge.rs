@@ -139,8 +139,8 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
         (PointOp::Conv, _) => {
             [place.d_out, place.d_in].iter().chain(&place.kernel).map(|&size| size as usize).collect()
         }
-        (PointOp::Linear, Layout::KN) => vec![weight.k(), weight.n()],
-        (PointOp::Linear, Layout::NK) => vec![weight.n(), weight.k()],
+        (PointOp::Linear | PointOp::Embedding, Layout::KN) => vec![weight.k(), weight.n()],
+        (PointOp::Linear | PointOp::Embedding, Layout::NK) => vec![weight.n(), weight.k()],
     };
     let spelling = weight.scheme().spellings()[0];
     let name = graph.fresh_name(&format!("{}.merged_weight", place.path));

@@ -11,20 +11,20 @@ use crate::paths::{PathSource, module_path};
 use crate::support;
 use crate::tensor::DType;
 
-/// A linear or convolution with a frozen weight.
+/// A linear or convolution with a frozen weight, or the lookup of word embeddings.
 #[derive(Clone, Debug)]
 pub struct Candidate {
     /// Module path, unique.
     pub path: String,
     /// Where the path was found.
     pub source: PathSource,
-    /// Linear or convolution.
+    /// Linear, convolution or lookup.
     pub op: PointOp,
-    /// Name of the MatMul, Gemm or Conv node.
+    /// Name of the MatMul, Gemm, Conv or Gather node.
     pub node: String,
     /// Name of the constant that holds the weight.
     pub weight: String,
-    /// Input features, or C_in.
+    /// Input features, C_in, or rows of the table.
     pub d_in: usize,
     /// Output features, or C_out.
     pub d_out: usize,
@@ -123,14 +123,14 @@ fn unsupported(node: &Node, kernel: &[usize], dtype: DType) -> Option<Obstacle> 
 }
 
 /// From which values a gradient of some output can come back.
-struct Reach<'a> {
+pub(crate) struct Reach<'a> {
     graph: &'a Graph,
     links: &'a Links,
     values: HashSet<&'a str>,
 }
 
 impl<'a> Reach<'a> {
-    fn new(graph: &'a Graph, links: &'a Links) -> Self {
+    pub(crate) fn new(graph: &'a Graph, links: &'a Links) -> Self {
         let float = |name: &str| graph.dtype(name).is_none_or(DType::is_float);
         let outputs = graph.outputs.iter().map(|o| o.name.as_str());
         let mut values: HashSet<&str> = outputs.filter(|o| float(o)).collect();
@@ -144,7 +144,7 @@ impl<'a> Reach<'a> {
     }
 
     /// The nearest node after `node` that stops its gradient, if no gradient reaches it.
-    fn obstacle(&self, node: &Node) -> Option<Obstacle> {
+    pub(crate) fn obstacle(&self, node: &Node) -> Option<Obstacle> {
         if self.values.contains(node.output()) {
             return None;
         }
@@ -215,7 +215,7 @@ pub fn select(candidates: &[Candidate], targets: &[String]) -> Result<Vec<Candid
     Ok(candidates.iter().filter(|c| chosen.contains_key(c.path.as_str())).cloned().collect())
 }
 
-fn matcher(pattern: &str) -> Result<GlobMatcher> {
+pub(crate) fn matcher(pattern: &str) -> Result<GlobMatcher> {
     let glob = Glob::new(pattern);
     Ok(glob.map_err(|source| Error::TargetPattern { pattern: pattern.to_owned(), source })?.compile_matcher())
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use inlay_format::kinds::{IN_FILE, counts};
+use inlay_format::points::{LORA, Point};
 use serde::Serialize;
 
 use crate::html::{self, row, table};
@@ -76,23 +78,90 @@ pub struct PointReport {
     pub path: String,
     /// Where the path was found.
     pub path_source: &'static str,
-    /// `linear` or `conv`.
+    /// `linear`, `conv` or `embedding`.
     pub op: String,
-    /// Input features, or C_in.
+    /// Input features, C_in, or rows of a table.
     pub d_in: usize,
     /// Output features, or C_out.
     pub d_out: usize,
     /// Kernel of a convolution.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub kernel: Vec<usize>,
-    /// Bytes of a LoRA adapter per unit of rank, stored as f32.
+    /// Bytes of a LoRA adapter per unit of rank, stored as f32; 0 where LoRA is not offered.
     pub bytes_per_rank_f32: usize,
-    /// Bytes of a LoRA adapter per unit of rank, stored as f16.
+    /// Bytes of a LoRA adapter per unit of rank, stored as f16; 0 where LoRA is not offered.
     pub bytes_per_rank_f16: usize,
+    /// The adapter kinds that the point offers.
+    pub kinds: Vec<KindReport>,
+}
+
+/// What an adapter kind costs at a point.
+#[derive(Clone, Debug, Serialize)]
+pub struct KindReport {
+    /// The kind's name.
+    pub kind: String,
+    /// Trainable numbers whatever the size.
+    pub parameters: u64,
+    /// Trainable numbers that each unit of size adds.
+    pub parameters_per_size: u64,
+    /// What the size is called: rank, width or length; nothing for kinds that have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<&'static str>,
+}
+
+impl KindReport {
+    fn new(kind: &str, point: &Point<String>) -> Self {
+        let (parameters, parameters_per_size) = counts(kind, point);
+        let size = IN_FILE.iter().find_map(|(name, size)| if *name == kind { *size } else { None });
+        KindReport { kind: kind.to_owned(), parameters, parameters_per_size, size }
+    }
+
+    /// Bytes of a record's payload in f16: `ia3 768 B`, `bottleneck 1538 B/width + 768 B`.
+    fn cost(&self) -> String {
+        let (fixed, each) = (2 * self.parameters, 2 * self.parameters_per_size);
+        match (self.size, fixed) {
+            (None, _) => format!("{} {fixed} B", self.kind),
+            (Some(size), 0) => format!("{} {each} B/{size}", self.kind),
+            (Some(size), _) => format!("{} {each} B/{size} + {fixed} B", self.kind),
+        }
+    }
+}
+
+impl PointReport {
+    /// A point, and where its path was found.
+    pub fn new(point: &Point<String>, path_source: &'static str) -> Self {
+        let lora = if point.offers(LORA) { point.lora_parameters_per_rank() } else { 0 };
+        let lora = usize::try_from(lora).unwrap_or(usize::MAX);
+        PointReport {
+            path: point.path.clone(),
+            path_source,
+            op: format!("{:?}", point.op).to_lowercase(),
+            d_in: point.d_in as usize,
+            d_out: point.d_out as usize,
+            kernel: point.kernel.iter().map(|&k| k as usize).collect(),
+            bytes_per_rank_f32: lora.saturating_mul(4),
+            bytes_per_rank_f16: lora.saturating_mul(2),
+            kinds: point.kinds.iter().map(|kind| KindReport::new(kind, point)).collect(),
+        }
+    }
+
+    /// Whether the point offers adapters of `kind`.
+    pub(crate) fn offers(&self, kind: &str) -> bool {
+        self.kinds.iter().any(|k| k.kind == kind)
+    }
+
+    /// What the kinds beside LoRA cost.
+    pub(crate) fn other_kinds(&self) -> String {
+        // Bases for LoRA-XS are counted elsewhere.
+        let others = self.kinds.iter().filter(|k| k.kind != LORA && (k.parameters, k.parameters_per_size) != (0, 0));
+        others.map(KindReport::cost).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl From<&Candidate> for PointReport {
     fn from(c: &Candidate) -> Self {
+        let parameters = c.parameters_per_rank();
+        let (kind, size) = (LORA.to_owned(), Some("rank"));
         PointReport {
             path: c.path.clone(),
             path_source: c.source.describe(),
@@ -100,8 +169,9 @@ impl From<&Candidate> for PointReport {
             d_in: c.d_in,
             d_out: c.d_out,
             kernel: c.kernel.clone(),
-            bytes_per_rank_f32: 4 * c.parameters_per_rank(),
-            bytes_per_rank_f16: 2 * c.parameters_per_rank(),
+            bytes_per_rank_f32: 4 * parameters,
+            bytes_per_rank_f16: 2 * parameters,
+            kinds: vec![KindReport { kind, parameters: 0, parameters_per_size: parameters as u64, size }],
         }
     }
 }
@@ -129,15 +199,18 @@ impl Skipped {
 /// The points as a table, one line each.
 pub fn points_table(points: &[PointReport], skipped: &[Skipped]) -> String {
     let width = points.iter().map(|p| p.path.len()).max().unwrap_or(4).max(4);
-    let mut text = format!("{:width$}  op      d_in -> d_out  bytes/rank f16    f32  path from\n", "path");
+    let mut text = format!("{:width$}  op         d_in -> d_out  bytes/rank f16    f32  path from\n", "path");
     for p in points {
         let kernel = if p.kernel.is_empty() { String::new() } else { format!(" kernel {:?}", p.kernel) };
         let (f16, f32, from) = (p.bytes_per_rank_f16, p.bytes_per_rank_f32, p.path_source);
         let _ = writeln!(
             text,
-            "{:width$}  {:6} {:5} -> {:5}  {f16:14} {f32:6}  {from}{kernel}",
+            "{:width$}  {:9} {:5} -> {:5}  {f16:14} {f32:6}  {from}{kernel}",
             p.path, p.op, p.d_in, p.d_out
         );
+        if !p.other_kinds().is_empty() {
+            let _ = writeln!(text, "{:width$}  {}", "", p.other_kinds());
+        }
     }
     for s in skipped {
         let _ = writeln!(text, "{:width$}  skipped: node {:?}: {}", s.path, s.node, s.reason);
@@ -155,9 +228,9 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// What the user should know about a base with these points.
-pub fn notes(packing: &Packing, chosen: &[Candidate]) -> Vec<String> {
+pub fn notes<'a>(packing: &Packing, chosen: impl Iterator<Item = &'a Candidate>) -> Vec<String> {
     let mut notes = Vec::new();
-    let folded: Vec<&str> = chosen.iter().filter(|c| c.folded_norm).map(|c| c.path.as_str()).collect();
+    let folded: Vec<&str> = chosen.filter(|c| c.folded_norm).map(|c| c.path.as_str()).collect();
     if !folded.is_empty() {
         notes.push(format!(
             "the exporter folded BatchNormalization into {}: adapters made by PEFT on the PyTorch model do not carry over \

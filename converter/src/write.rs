@@ -9,7 +9,7 @@ use inlay_format::metadata::{
     CHECKSUM_KEY, FINGERPRINT_KEY, FORMAT_KEY, FORMAT_VERSION, Fingerprint, HEX_DIGITS, MAX_ONNX_BYTES,
     MIN_EXTERNAL_BYTES, PAGE_ALIGNED_BYTES, PAGE_BYTES, POINTS_KEY, REPORT_KEY, TENSOR_ALIGNMENT_BYTES,
 };
-use inlay_format::points::{LoraName, Point};
+use inlay_format::points::Point;
 use prost::Message;
 
 use crate::encode;
@@ -60,12 +60,13 @@ pub fn write_weights(graph: &Graph, packing: &Packing, folder: &Path, progress: 
             let mut bytes = parts.data.byte_len();
             let rest = [(scale_name(name), parts.scales), (zero_point_name(name), parts.zero_points)];
             for (name, tensor) in rest.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))) {
-                initializers.push(place(&mut data, &name, &tensor)?);
+                initializers.push(place(&mut data, &name, &tensor, false)?);
                 bytes += tensor.byte_len();
             }
             packed.insert(name.to_owned(), PackedBytes { bytes: bytes as u64, error: parts.error });
         } else {
-            initializers.push(place(&mut data, name, tensor)?);
+            let is_parameter = graph.inputs.iter().any(|p| p.name == name);
+            initializers.push(place(&mut data, name, tensor, is_parameter)?);
         }
         progress(tensor.byte_len() as u64);
     }
@@ -126,9 +127,9 @@ fn order(graph: &Graph) -> Vec<&str> {
     names
 }
 
-fn place(data: &mut DataFile, name: &str, tensor: &Tensor) -> Result<TensorProto> {
+/// Puts a float tensor where it belongs; the default of an adapter's parameter is always inline.
+fn place(data: &mut DataFile, name: &str, tensor: &Tensor, is_parameter: bool) -> Result<TensorProto> {
     let bytes = tensor.bytes();
-    let is_parameter = LoraName::parse(name).is_some();
     if bytes.len() < MIN_EXTERNAL_BYTES || is_parameter {
         return Ok(TensorProto { raw_data: bytes, ..encode::header(name, tensor) });
     }

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use inlay_converter::export::{Options, export};
 use inlay_converter::inspect::inspect;
+use inlay_converter::kinds::Kinds;
 use inlay_converter::proto::{
     EXTERNAL, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -31,6 +32,7 @@ fn refused_file(model: &Path) -> String {
         out: out.clone(),
         quant: Quant::Int8.into(),
         targets: Vec::new(),
+        kinds: Kinds::default(),
         samples: None,
         basis: None,
         max_error: None,
@@ -194,7 +196,7 @@ fn exit_codes_and_one_line_of_error() {
     for bad in [
         &["export", mlp][..],
         &["export", mlp, "--out", out, "--quant", "int3"],
-        &["export", mlp, "--out", out, "--kinds", "ia3"],
+        &["export", mlp, "--out", out, "--kinds", "nose"],
         &["export", mlp, "--out", out, "--max-error", "nan"],
         &["export", mlp, "--out", out, "--targets", "[fc"],
         &["inspect"],

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use inlay_converter::export::{Options, export};
 use inlay_converter::inspect::inspect;
+use inlay_converter::kinds::Kinds;
 use inlay_converter::quantize::Quant;
 use inlay_converter::read::read;
 use inlay_converter::report::Report;
@@ -22,6 +23,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
         out: out.to_owned(),
         quant: quant.into(),
         targets: Vec::new(),
+        kinds: Kinds::default(),
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
         basis: None,
         max_error: None,

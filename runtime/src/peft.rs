@@ -1,4 +1,4 @@
-//! LoRA adapters of the Python library PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA and (IA)3 adapters of the Python library PEFT: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 //!
 //! Reading leaves nothing over in silence: a setting that changes what the adapter computes, a tensor that belongs to no
 //! insertion point and a module that the base does not have are errors. PEFT stores A as `[r, d_in]` and B as `[d_out, r]`;
@@ -17,9 +17,11 @@ use safetensors::{Dtype, SafeTensors};
 
 mod config;
 mod error;
+mod ia3;
 mod matching;
 
 pub use error::PeftError;
+pub use ia3::{Ia3Factors, read_ia3, write_ia3};
 pub use matching::Prefix;
 
 use config::Config;
@@ -95,7 +97,7 @@ pub fn read<S: AsRef<str>>(
         let mut a = values(key_a, &a, &peft_a_shape(point, rank))?;
         let mut b = values(key_b, &b, &peft_b_shape(point, rank))?;
         scale_outputs(point, row_scale, &mut b, |b, factor| b * factor)?;
-        if point.op == PointOp::Linear {
+        if point.op != PointOp::Conv {
             a = transposed(&a, rank, point.d_in as usize);
             b = transposed(&b, point.d_out as usize, rank);
         }
@@ -132,7 +134,9 @@ pub fn write<S: AsRef<str>>(
             }
         }
         let (a, mut b) = match point.op {
-            PointOp::Linear => (transposed(a, point.d_in as usize, rank), transposed(b, rank, point.d_out as usize)),
+            PointOp::Linear | PointOp::Embedding => {
+                (transposed(a, point.d_in as usize, rank), transposed(b, rank, point.d_out as usize))
+            }
             PointOp::Conv => (a.clone(), b.clone()),
         };
         scale_outputs(point, row_scale, &mut b, |b, factor| b / factor)?;
@@ -141,6 +145,11 @@ pub fn write<S: AsRef<str>>(
             tensors.insert(format!("{KEY_PREFIX}{path}{suffix}"), (shape, bytes));
         }
     }
+    save(folder, &tensors, &config::written(adapter))
+}
+
+/// Writes both files of a folder, each whole.
+fn save(folder: &Path, tensors: &BTreeMap<String, (Shape, Vec<u8>)>, config: &str) -> Result<(), PeftError> {
     let views = tensors.iter().map(|(key, (shape, bytes))| {
         (key.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("the bytes were made for the shape"))
     });
@@ -148,7 +157,15 @@ pub fn write<S: AsRef<str>>(
     let tensors = safetensors::serialize(views, Some(format)).map_err(PeftError::Tensors)?;
     fs::create_dir_all(folder).map_err(PeftError::io("create", folder))?;
     write_file(folder, TENSORS_FILE, &tensors)?;
-    write_file(folder, CONFIG_FILE, config::written(adapter).as_bytes())
+    write_file(folder, CONFIG_FILE, config.as_bytes())
+}
+
+/// `peft_type` of the PEFT folder `folder`, such as `LORA` or `IA3`.
+///
+/// # Errors
+/// [`PeftError`] when the folder cannot be read, or does not say.
+pub fn peft_type(folder: &Path) -> Result<String, PeftError> {
+    config::peft_type(&read_file(folder, CONFIG_FILE, MAX_CONFIG_BYTES)?)
 }
 
 /// A key and its tensor, for A and for B.
@@ -246,7 +263,7 @@ fn peft_b_shape<S: AsRef<str>>(point: &Point<S>, rank: usize) -> Shape {
 }
 
 fn reversed_if_linear<S>(point: &Point<S>, mut shape: Shape) -> Shape {
-    if point.op == PointOp::Linear {
+    if point.op != PointOp::Conv {
         shape.reverse();
     }
     shape

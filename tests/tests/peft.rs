@@ -43,6 +43,7 @@ fn points(tensors: &Tensors) -> Vec<Point<String>> {
             kernel: a[2..].iter().map(|extent| *extent as u32).collect(),
             kinds: [LORA.to_owned()].into_iter().collect(),
             row_scale: None,
+            feedforward: false,
         }
     };
     modules.map(point).collect()

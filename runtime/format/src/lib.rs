@@ -5,6 +5,7 @@
 //!
 //! - [`quant`]: how frozen weights are packed, and how the exported ONNX spells it;
 //! - [`points`]: where an adapter may be inserted into a base;
+//! - [`kinds`]: which parameters an adapter kind has there, where the exported file has them;
 //! - [`metadata`]: what an exported file says about itself;
 //! - [`record`]: an adapter as bytes (`docs/adapter-format.md`);
 //! - [`state`]: what resuming a run needs beyond the record.
@@ -12,6 +13,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod kinds;
 pub mod metadata;
 pub mod points;
 pub mod quant;

@@ -36,6 +36,8 @@ pub enum PointOp {
     Linear,
     /// Ungrouped, undilated Conv: `x [B, C_in, ..] -> y [B, C_out, ..]`.
     Conv,
+    /// Gather of rows of a frozen table: ids `[..] -> [.., d_out]`; `d_in` is the number of rows.
+    Embedding,
 }
 
 /// A place where an adapter may be inserted. `S` is the string type: `&str` borrows from the file, `String` owns.
@@ -46,11 +48,11 @@ pub struct Point<S> {
     pub path: S,
     /// What the base computes here.
     pub op: PointOp,
-    /// Name of the base's MatMul, Gemm or Conv node.
+    /// Name of the base's MatMul, Gemm, Conv or Gather node.
     pub node: S,
     /// Name of the initializer that holds its weight, packed or not.
     pub weight: S,
-    /// Input features, or `C_in`.
+    /// Input features, `C_in`, or rows of a table.
     pub d_in: u32,
     /// Output features, or `C_out`.
     pub d_out: u32,
@@ -63,6 +65,13 @@ pub struct Point<S> {
     /// PEFT import multiplies B's outputs by it, export divides.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub row_scale: Option<S>,
+    /// Whether [`IA3`](crate::kinds::IA3) scales the inputs here, as it does in feed-forward modules, not the outputs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub feedforward: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 // A path, because `Option::default` would ask for `S: Default` in the derived code.
@@ -75,7 +84,7 @@ impl<S: AsRef<str>> Point<S> {
     pub fn lora_a_shape(&self, rank: usize) -> Shape {
         let d_in = self.d_in as usize;
         match self.op {
-            PointOp::Linear => shape([d_in, rank], []),
+            PointOp::Linear | PointOp::Embedding => shape([d_in, rank], []),
             PointOp::Conv => shape([rank, d_in], self.kernel.iter().map(|k| *k as usize)),
         }
     }
@@ -84,7 +93,7 @@ impl<S: AsRef<str>> Point<S> {
     pub fn lora_b_shape(&self, rank: usize) -> Shape {
         let d_out = self.d_out as usize;
         match self.op {
-            PointOp::Linear => shape([rank, d_out], []),
+            PointOp::Linear | PointOp::Embedding => shape([rank, d_out], []),
             PointOp::Conv => shape([d_out, rank], self.kernel.iter().map(|_| 1)),
         }
     }
@@ -112,6 +121,7 @@ impl<S: AsRef<str>> Point<S> {
             kernel: self.kernel.clone(),
             kinds: self.kinds.iter().map(AsRef::as_ref).collect(),
             row_scale: self.row_scale.as_ref().map(AsRef::as_ref),
+            feedforward: self.feedforward,
         }
     }
 
@@ -139,7 +149,7 @@ impl<S: AsRef<str>> Point<S> {
             check_size("kernel", *extent, MAX_KERNEL_EXTENT)?;
         }
         match (self.op, self.kernel.is_empty()) {
-            (PointOp::Linear, true) | (PointOp::Conv, false) => Ok(()),
+            (PointOp::Linear | PointOp::Embedding, true) | (PointOp::Conv, false) => Ok(()),
             (op, _) => Err(PointError::Kernel { op }),
         }
     }
@@ -195,6 +205,16 @@ pub enum LoraTensor {
     A,
     /// `lora_B`, applied to `A`'s output.
     B,
+}
+
+impl LoraTensor {
+    /// The last part of its name.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            LoraTensor::A => &LORA_A_SUFFIX[1..],
+            LoraTensor::B => &LORA_B_SUFFIX[1..],
+        }
+    }
 }
 
 /// The name of an adapter parameter as a graph input: `<path>.lora_A` or `<path>.lora_B`.
@@ -306,6 +326,7 @@ mod tests {
             kernel: Vec::new(),
             kinds: Vec::from_slice(&[LORA.into()]).unwrap(),
             row_scale: None,
+            feedforward: false,
         }
     }
 

@@ -3,11 +3,11 @@ use std::path::Path;
 
 use inlay_format::record::{BaseId, PathHash, RecordError};
 
-use super::{AdapterError, AdapterKind, AdapterOptions, AdapterPoint, Binding, Lora, Part, Settings, Site};
+use super::{AdapterError, AdapterKind, AdapterOptions, AdapterPoint, Binding, Ia3, Lora, Part, Settings, Site};
 use crate::base::Base;
 use crate::graph::{Fragment, HostTensor};
 use crate::merge::Merge;
-use crate::peft::{self, LoraTensors, PeftLora, Prefix};
+use crate::peft::{self, Ia3Factors, LoraTensors, PeftLora, Prefix};
 use crate::random::Random;
 
 /// The parameters of one adapter, bound to its base: f32 in memory, a few KB as a record.
@@ -60,11 +60,14 @@ impl Adapter {
         Self::from_parts(base, parts)
     }
 
-    /// An adapter from a PEFT LoRA folder, and the prefix by which its module paths differ from those of `base`.
+    /// An adapter from a PEFT folder of LoRA or (IA)3, and the prefix by which its module paths differ from those of `base`.
     ///
     /// # Errors
     /// When the folder cannot be read, or holds what cannot be applied to `base` as it is meant.
     pub fn from_peft(base: &Base, folder: impl AsRef<Path>) -> Result<(Self, Prefix), AdapterError> {
+        if peft::peft_type(folder.as_ref())? == "IA3" {
+            return Self::from_peft_ia3(base, folder.as_ref());
+        }
         let floats = |name: &str| initializer(base, name);
         let (lora, prefix) = peft::read(folder.as_ref(), base.points(), &floats)?;
         let settings = Settings { rank: lora.rank, alpha: lora.alpha, rslora: lora.rslora };
@@ -79,13 +82,25 @@ impl Adapter {
         Ok((Self::from_parts(base, vec![part])?, prefix))
     }
 
+    fn from_peft_ia3(base: &Base, folder: &Path) -> Result<(Self, Prefix), AdapterError> {
+        let (factors, prefix) = peft::read_ia3(folder, base.points())?;
+        let settings = Settings { rank: 0, alpha: 1.0, rslora: false };
+        let of = |site: &Site| factors.iter().find(|factors| factors.path == site.path);
+        let mut sites = Ia3.sites(base);
+        sites.retain(|site| of(site).is_some());
+        let part = Part::new(base, &Ia3, settings, &sites, |site, _| {
+            Ok(vec![of(site).expect("sites without factors were dropped").l.clone()])
+        })?;
+        Ok((Self::from_parts(base, vec![part])?, prefix))
+    }
+
     /// The adapter as a PEFT folder, which is created if it is not there.
     ///
     /// # Errors
-    /// When the adapter is not one part of LoRA, or of another base, or a file cannot be written.
+    /// When the adapter is not one part of LoRA or (IA)3, or of another base, or a file cannot be written.
     pub fn to_peft(&self, base: &Base, folder: impl AsRef<Path>) -> Result<(), AdapterError> {
         let part = match self.parts.as_slice() {
-            [part] if part.kind.id() == Lora.id() => part,
+            [part] if part.kind.id() == Lora.id() || part.kind.id() == Ia3.id() => part,
             parts => {
                 let found = parts.iter().map(|part| part.kind.name()).collect::<Vec<_>>().join("+");
                 return Err(AdapterError::Kind { found, known: format!("{}, with one rank and alpha", Lora.name()) });
@@ -94,6 +109,11 @@ impl Adapter {
         let (expected, found) = (BaseId::from(base.fingerprint()), self.base);
         if expected != found {
             return Err(RecordError::OtherBase { expected, found }.into());
+        }
+        if part.kind.id() == Ia3.id() {
+            let factors = |point: &AdapterPoint| Ia3Factors { path: point.path.clone(), l: point.tensors[0].clone() };
+            let factors: Vec<Ia3Factors> = part.points.iter().map(factors).collect();
+            return Ok(peft::write_ia3(folder.as_ref(), &factors, base.points())?);
         }
         let points = part.points.iter().map(|point| LoraTensors {
             path: point.path.clone(),
@@ -155,6 +175,18 @@ impl Adapter {
             .iter_mut()
             .flat_map(|part| &mut part.points)
             .flat_map(|point| point.insertion.parameters.iter().zip(point.tensors.iter_mut().map(Vec::as_mut_slice)))
+    }
+
+    /// Sets the tensor of that name, one of [`Adapter::tensors`], unscaled and row-major.
+    ///
+    /// # Errors
+    /// When there is none of that name, it has another number of elements, or a value is not finite.
+    pub fn set_tensor(&mut self, name: &str, values: &[f32]) -> Result<(), AdapterError> {
+        let fits = |tensor: &&mut [f32]| tensor.len() == values.len() && values.iter().all(|x| x.is_finite());
+        let tensor = self.tensors_mut().find_map(|(binding, tensor)| (binding.name == name).then_some(tensor));
+        let unknown = || AdapterError::Tensor { name: name.to_owned(), found: values.len() };
+        tensor.filter(fits).ok_or_else(unknown)?.copy_from_slice(values);
+        Ok(())
     }
 
     /// Its parameters as a plan has them, in the order of [`Adapter::tensors`].
@@ -340,7 +372,7 @@ mod tests {
         let error = |options: AdapterOptions| Adapter::new(&base(), &options).unwrap_err();
         assert_eq!(
             error(AdapterOptions::kind("dora", 1)).to_string(),
-            "there is no adapter kind \"dora\"; use one of: lora, bias, norm, dense, head, lora-xs"
+            "there is no adapter kind \"dora\"; use one of: lora, bias, norm, dense, head, lora-xs, ia3, bottleneck, prompt"
         );
         assert!(matches!(error(AdapterOptions::lora(0)), AdapterError::Rank { found: 0, .. }));
         assert!(matches!(error(AdapterOptions::lora(2000)), AdapterError::Rank { .. }));

@@ -147,6 +147,28 @@ pub enum AdapterError {
         /// The bytes of the smallest.
         smallest: usize,
     },
+    /// No prompt where one is needed.
+    #[error("the adapter has no prompt; make one of kind prompt")]
+    NoPrompt,
+    /// No tokens to start a prompt from.
+    #[error("a prompt cannot start from no tokens; name at least one id")]
+    NoTokens,
+    /// An id that is not in the table of word embeddings.
+    #[error("a prompt cannot start from token {found}: the table of the base has {rows} rows")]
+    UnknownToken {
+        /// The id.
+        found: u32,
+        /// Rows of the table.
+        rows: u32,
+    },
+    /// A tensor that the adapter does not have, or of another size.
+    #[error("the adapter has no tensor \"{name}\" of {found} finite elements")]
+    Tensor {
+        /// The name asked for.
+        name: String,
+        /// Elements given.
+        found: usize,
+    },
     /// The record cannot be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),

@@ -56,7 +56,7 @@ impl AdapterKind for Lora {
         let [a, b] = [0, 1].map(|i| insertion.parameters[i].elements());
         // Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(fan in).
         let kernel: u32 = match point.op {
-            PointOp::Linear => 1,
+            PointOp::Linear | PointOp::Embedding => 1,
             PointOp::Conv => point.kernel.iter().product(),
         };
         let bound = 1.0 / (f64::from(point.d_in) * f64::from(kernel)).sqrt() as f32;
@@ -83,7 +83,7 @@ impl AdapterKind for Lora {
         let (k, n) = (a.len() / rank, point.d_out as usize);
         // Strides of A over (k, r), of B over (r, n).
         let (a_strides, b_strides) = match point.op {
-            PointOp::Linear => ([rank, 1], [n, 1]),
+            PointOp::Linear | PointOp::Embedding => ([rank, 1], [n, 1]),
             PointOp::Conv => ([1, k], [1, rank]),
         };
         let mut delta = Vec::with_capacity(k * n);

@@ -5,29 +5,35 @@
 //! parts, each of one kind.
 
 mod adapter;
+mod bottleneck;
 mod budget;
 mod dense;
 mod error;
 mod groups;
 mod head;
+mod ia3;
 mod lora;
 mod lora_xs;
 mod options;
 mod part;
+mod prompt;
 mod record;
 mod stack;
 mod targets;
 mod vectors;
 
 pub use adapter::Adapter;
+pub use bottleneck::Bottleneck;
 pub use budget::Budget;
 pub use dense::Dense;
 pub use error::AdapterError;
 pub use head::Head;
+pub use ia3::Ia3;
 pub use lora::Lora;
 pub use lora_xs::LoraXs;
 pub use options::AdapterOptions;
 pub use part::{AdapterPoint, Part};
+pub use prompt::Prompt;
 pub use stack::StackError;
 pub use targets::{TargetError, Targets};
 pub use vectors::{Addend, Bias, Norm};
@@ -37,6 +43,7 @@ pub use crate::plan::Binding;
 
 use std::fmt;
 
+use inlay_format::kinds;
 use inlay_format::points::Point;
 
 use crate::base::Base;
@@ -44,7 +51,7 @@ use crate::merge::Merge;
 use crate::random::Random;
 
 /// Every adapter kind.
-pub static KINDS: &[&dyn AdapterKind] = &[&Lora, &Bias, &Norm, &Dense, &Head, &LoraXs];
+pub static KINDS: &[&dyn AdapterKind] = &[&Lora, &Bias, &Norm, &Dense, &Head, &LoraXs, &Ia3, &Bottleneck, &Prompt];
 
 /// A kind of adapter.
 pub trait AdapterKind: Sync {
@@ -198,6 +205,16 @@ pub struct Insertion {
 }
 
 impl Insertion {
+    /// The parameters of a kind that the exported file has at a point, with the size that the settings say.
+    pub(crate) fn in_file(kind: &str, site: &Site, settings: &Settings) -> Insertion {
+        let point = site.point();
+        let parameters = kinds::parameters(kind, point, usize::from(settings.rank)).into_iter().map(|parameter| {
+            let name = format!("{}.{}", point.path, parameter.suffix);
+            Binding { name, shape: parameter.shape.to_vec(), scale: 1.0 }
+        });
+        Insertion { parameters: parameters.collect(), ..Insertion::default() }
+    }
+
     /// Zeros for every parameter.
     pub fn zeros(&self) -> Vec<Vec<f32>> {
         self.parameters.iter().map(|parameter| vec![0.0; parameter.elements()]).collect()

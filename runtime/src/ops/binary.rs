@@ -55,6 +55,9 @@ impl Op for Binary {
         let shape = broadcast(&a.ty.shape, &b.ty.shape);
         let whole = |shape_of: &TensorType| Some(&shape_of.shape) == shape.as_ref();
         Ok(match self.op {
+            // Defaults of adapters that are not fed: a bias of zeros on nothing, factors of one.
+            BinaryOp::Add if (a.zero && b.is_all(0.0)) || (b.zero && a.is_all(0.0)) => Some(Simplified::Zero),
+            BinaryOp::Mul if whole(a.ty) && b.is_all(1.0) => Some(Simplified::Same(0)),
             BinaryOp::Add | BinaryOp::Sub if b.zero && whole(a.ty) => Some(Simplified::Same(0)),
             BinaryOp::Add if a.zero && whole(b.ty) => Some(Simplified::Same(1)),
             BinaryOp::Mul if a.zero || b.zero => Some(Simplified::Zero),

@@ -1,4 +1,4 @@
-use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
+use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::{Attributes, HostData, HostTensor};
 use crate::plan::{Backward, Forward};
 
@@ -29,6 +29,14 @@ impl Op for Concat {
             ty.shape[axis] += other.shape[axis];
         }
         Ok(vec![ty])
+    }
+
+    fn simplify(&self, node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
+        let mut full = (0..node.inputs.len()).filter(|&i| node.ty(i).is_ok_and(|ty| !ty.is_empty()));
+        Ok(match (full.next(), full.next()) {
+            (Some(only), None) => Some(Simplified::Same(only)),
+            _ => None,
+        })
     }
 
     fn on_host(&self) -> bool {

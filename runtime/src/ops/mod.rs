@@ -239,6 +239,15 @@ pub struct Input<'a> {
     pub zero: bool,
 }
 
+impl Input<'_> {
+    /// Whether every element is known to be the float `x`.
+    pub(crate) fn is_all(&self, x: f32) -> bool {
+        (self.zero && x == 0.0)
+            || self.value.and_then(HostTensor::floats).is_some_and(|floats| floats.iter().all(|&f| f == x))
+            || self.frozen.is_some_and(|frozen| frozen.is_all(x))
+    }
+}
+
 /// A node with what is known about its inputs.
 #[derive(Clone, Debug)]
 pub struct NodeView<'a> {

@@ -1,5 +1,5 @@
 use super::host;
-use super::{Case, CaseInput, NodeView, Op, OpError, TensorType, axis_of};
+use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType, axis_of};
 use crate::graph::{Attributes, HostTensor};
 use crate::plan::{Backward, Forward, contiguous_strides};
 
@@ -54,6 +54,11 @@ impl Op for Slice {
     fn infer(&self, node: &NodeView<'_>) -> Result<Vec<TensorType>, OpError> {
         let shape: Vec<usize> = ranges(node)?.into_iter().map(|(_, _, count)| count).collect();
         Ok(vec![TensorType::new(node.ty(0)?.dtype, shape)])
+    }
+
+    fn simplify(&self, node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
+        let whole = ranges(node)?.iter().zip(node.shape(0)?).all(|(&range, &len)| range == (0, 1, len));
+        Ok(whole.then_some(Simplified::Same(0)))
     }
 
     fn on_host(&self) -> bool {

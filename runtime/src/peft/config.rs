@@ -73,6 +73,45 @@ impl Config {
     }
 }
 
+/// What kind of adapter the settings are of.
+pub(super) fn peft_type(json: &[u8]) -> Result<String, PeftError> {
+    let mut settings: Map<String, Value> = serde_json::from_slice(json).map_err(PeftError::Config)?;
+    take(&mut settings, "peft_type", |value| value.as_str().map(str::to_owned))
+}
+
+/// Settings of (IA)3 that do not change what it computes: which modules it is at, and of what sort, the tensors say.
+const IA3_WITHOUT_EFFECT: &[&str] = &["peft_type", "feedforward_modules", "init_ia3_weights"];
+
+/// Checks that the settings are of a plain (IA)3 adapter.
+pub(super) fn expect_ia3(json: &[u8]) -> Result<(), PeftError> {
+    let found = peft_type(json)?;
+    if found != "IA3" {
+        return Err(unsupported("peft_type", &json!(found)));
+    }
+    let settings: Map<String, Value> = serde_json::from_slice(json).map_err(PeftError::Config)?;
+    let effect = |name: &str| !WITHOUT_EFFECT.contains(&name) && !IA3_WITHOUT_EFFECT.contains(&name);
+    match settings.iter().find(|(name, value)| effect(name) && !is_off(value)) {
+        Some((name, value)) => Err(unsupported(name, value)),
+        None => Ok(()),
+    }
+}
+
+/// The settings of an (IA)3 adapter at these modules, for PEFT to read.
+pub(super) fn written_ia3(targets: &[&str], feedforward: &[&str]) -> String {
+    let settings = json!({
+        "base_model_name_or_path": null,
+        "fan_in_fan_out": false,
+        "feedforward_modules": feedforward,
+        "inference_mode": true,
+        "init_ia3_weights": true,
+        "modules_to_save": null,
+        "peft_type": "IA3",
+        "target_modules": targets,
+        "task_type": null,
+    });
+    format!("{settings:#}\n")
+}
+
 /// The settings of `adapter`, for PEFT to read.
 pub(super) fn written(adapter: &PeftLora) -> String {
     let targets: Vec<&str> = adapter.points.iter().map(|point| point.path.as_str()).collect();

@@ -119,6 +119,18 @@ pub enum PeftError {
         /// The shape that it should have.
         expected: Vec<usize>,
     },
+    /// A module scales its inputs where the point scales outputs, or the other way round.
+    #[error(
+        "module \"{path}\" scales its {}, the base's point its {}; export the base with --ia3-{} for it",
+        if *.expected { "outputs" } else { "inputs" }, if *.expected { "inputs" } else { "outputs" },
+        if *.expected { "targets" } else { "feedforward" }
+    )]
+    Feedforward {
+        /// The point.
+        path: String,
+        /// Whether the point scales its inputs.
+        expected: bool,
+    },
     /// A tensor has an element type other than F32, F16 and BF16.
     #[error("tensor \"{key}\" has dtype {found}, expected F32, F16 or BF16; save the adapter in one of them")]
     Dtype {

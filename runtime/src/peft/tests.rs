@@ -16,6 +16,7 @@ fn linear(path: &str, d_in: u32, d_out: u32) -> Point<String> {
         kernel: heapless_vec(&[]),
         kinds: [LORA.to_owned()].into_iter().collect(),
         row_scale: None,
+        feedforward: false,
     }
 }
 

@@ -137,28 +137,48 @@ pub(crate) fn node_weight(graph: &Graph, node: &str) -> Option<Weight> {
         "Conv" | PACKED => 0,
         _ => return None,
     };
-    let mut analysis = Analysis::default();
-    let mut ids = vec![None; graph.values.len()];
-    if node.op.op_type() == PACKED {
-        let mut inputs = vec![None];
-        for input in node.inputs.iter().skip(1) {
-            let input = input.map(|input| known(graph, input, MAX_WEIGHT_NODES, &mut analysis, &mut ids));
-            inputs.push(match input {
-                Some(known) => Some(known?),
-                None => None,
-            });
-        }
-        let attributes = Arc::clone(&node.attributes);
-        let step = Step { label: node.name.clone(), op: node.op, attributes, inputs, outputs: Vec::new() };
-        return ops::matmul_n_bits::packed(&analysis.view(&step)).ok()?.weight(n_axis).ok();
-    }
-    let weight = known(graph, node.inputs.get(1).copied().flatten()?, MAX_WEIGHT_NODES, &mut analysis, &mut ids)?;
-    let frozen = match &analysis.values[weight].role {
-        Role::Constant { frozen: Some(frozen), .. } if frozen.is_dequantized() => frozen.clone(),
-        Role::Constant { host: Some(host), .. } => Frozen::from_host(&analysis.values[weight].name, host)?,
-        _ => return None,
+    let frozen = match node.op.op_type() {
+        PACKED => packed_input(graph, node)?,
+        _ => frozen_input(graph, node, 1)?,
     };
     frozen.weight(n_axis).ok()
+}
+
+/// One row of the table that the Gather of that name looks up; `None` when it has no such row, or no frozen table.
+pub(crate) fn table_row(graph: &Graph, node: &str, row: usize) -> Option<Vec<f32>> {
+    let node = graph.nodes.iter().find(|known| known.name == node)?;
+    let weight = frozen_input(graph, node, 0)?.weight(0).ok()?;
+    (row < weight.n()).then(|| (0..weight.k()).map(|k| weight.view().get(k, row)).collect())
+}
+
+/// The packed weight of a node whose op multiplies with packed elements itself.
+fn packed_input(graph: &Graph, node: &Node) -> Option<Frozen> {
+    let mut analysis = Analysis::default();
+    let mut ids = vec![None; graph.values.len()];
+    let mut inputs = vec![None];
+    for input in node.inputs.iter().skip(1) {
+        let input = input.map(|input| known(graph, input, MAX_WEIGHT_NODES, &mut analysis, &mut ids));
+        inputs.push(match input {
+            Some(known) => Some(known?),
+            None => None,
+        });
+    }
+    let attributes = Arc::clone(&node.attributes);
+    let step = Step { label: node.name.clone(), op: node.op, attributes, inputs, outputs: Vec::new() };
+    ops::matmul_n_bits::packed(&analysis.view(&step)).ok()
+}
+
+/// What a node has as an input, when it depends on constants only.
+fn frozen_input(graph: &Graph, node: &Node, input: usize) -> Option<Frozen> {
+    let mut analysis = Analysis::default();
+    let mut ids = vec![None; graph.values.len()];
+    let value = node.inputs.get(input).copied().flatten()?;
+    let weight = known(graph, value, MAX_WEIGHT_NODES, &mut analysis, &mut ids)?;
+    match &analysis.values[weight].role {
+        Role::Constant { frozen: Some(frozen), .. } if frozen.is_dequantized() => Some(frozen.clone()),
+        Role::Constant { host: Some(host), .. } => Frozen::from_host(&analysis.values[weight].name, host),
+        _ => None,
+    }
 }
 
 /// The op that multiplies with packed elements itself.

@@ -89,6 +89,12 @@ impl Frozen {
         self.window.bytes().iter().all(|&b| b == 0)
     }
 
+    /// Whether the elements are floats as stored, each of them `x`.
+    pub(crate) fn is_all(&self, x: f32) -> bool {
+        let is_x = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes) == x;
+        self.dtype == DType::F32 && self.window.bytes().as_chunks().0.iter().all(is_x)
+    }
+
     /// The matrix transposed.
     pub(crate) fn transpose(&self) -> Self {
         debug_assert_eq!(self.dims.len(), 2);

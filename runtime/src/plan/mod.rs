@@ -21,7 +21,7 @@ pub use lower::{Lowering, Operand};
 pub use prologue::{FeedError, IGNORED_LABEL, LABELS};
 pub use view::View;
 
-pub(crate) use analyze::{Role, node_weight};
+pub(crate) use analyze::{Role, node_weight, table_row};
 pub(crate) use emit::accumulated;
 pub(crate) use frozen::HostOrFrozen;
 pub(crate) use lower::u;

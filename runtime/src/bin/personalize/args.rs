@@ -288,9 +288,10 @@ pub struct NewAdapter {
     #[arg(long, value_name = "TENSOR", conflicts_with = "init_adapter")]
     pub head_on: Option<String>,
     /// Choose kind, rank, points and dtype so that the record fits, such as 4KB
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["kind", "classes", "head_on", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets", "init_adapter"])]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, conflicts_with_all = ["kind", "classes", "head_on", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets", "prompt_init", "init_adapter"])]
     pub adapter_budget: Option<usize>,
-    /// Rank, or what the kind has in its place [default: 4; the basis's for lora-xs]
+    /// Rank, or what the kind has in its place, as a bottleneck's width or a prompt's length [default: 4; 8 for these two; the
+    /// basis's for lora-xs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub rank: Option<u16>,
     /// Other ranks at the points whose path matches
@@ -308,8 +309,11 @@ pub struct NewAdapter {
     /// Only points whose path matches one of these globs [default: all points]
     #[arg(long, value_name = "GLOB,...", value_parser = parse_targets)]
     pub targets: Option<String>,
+    /// Start a prompt from the embeddings of these token ids, repeated to its length
+    #[arg(long, value_name = "ID,...", value_delimiter = ',')]
+    pub prompt_init: Vec<u32>,
     /// Start from this adapter: a record, or a PEFT folder
-    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets"])]
+    #[arg(long, value_name = "FILE|PEFT_DIR", conflicts_with_all = ["kind", "rank", "rank_pattern", "alpha", "alpha_pattern", "rslora", "targets", "prompt_init"])]
     pub init_adapter: Option<PathBuf>,
 }
 

@@ -26,7 +26,10 @@ pub fn adapter(base: &Base, args: &NewAdapter, seed: u64) -> Result<(Adapter, Op
     check_options(args, &kinds)?;
     let parts = kinds.into_iter().map(|kind| part(base, args, kind));
     let options = parts.reduce(AdapterOptions::and).expect("--kind names at least one kind").seed(seed);
-    Ok((Adapter::new(base, &options)?, None))
+    let adapter = Adapter::new(base, &options)?;
+    let adapter =
+        if args.prompt_init.is_empty() { adapter } else { adapter.prompt_from_tokens(base, &args.prompt_init)? };
+    Ok((adapter, None))
 }
 
 /// An option that none of the kinds has is not ignored.
@@ -43,6 +46,10 @@ fn check_options(args: &NewAdapter, kinds: &[&'static dyn AdapterKind]) -> Resul
         ("--rslora", args.rslora && !scaled),
         ("--classes", args.classes.is_some() && !head),
         ("--head-on", args.head_on.is_some() && !head),
+        (
+            "--prompt-init",
+            !args.prompt_init.is_empty() && !kinds.iter().any(|kind| kind.name() == adapters::Prompt.name()),
+        ),
         ("--targets", args.targets.is_some() && kinds.len() == 1 && head),
     ];
     match unused.iter().find(|(_, unused)| *unused) {
