@@ -1,5 +1,7 @@
 //! Numbers of a file that size loops and allocations, checked before anything follows them.
 
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
 use crate::graph::{Attribute, Dim, Graph, Node};
 
@@ -9,6 +11,48 @@ const MAX_RANK: i64 = 16;
 const MAX_EXTENT: i64 = 1 << 16;
 /// Most elements of a value that a constant shape asks for.
 const MAX_ELEMENTS: i64 = 1 << 28;
+
+/// Most nodes of a graph, before and after functions are inlined.
+pub const MAX_NODES: usize = 200_000;
+/// Most constants of a graph.
+pub const MAX_CONSTANTS: usize = 200_000;
+/// Most inputs, and most outputs, of a graph or of a node.
+pub const MAX_PORTS: usize = 10_000;
+/// Most nodes one after another on a way from an input to an output.
+pub const MAX_DEPTH: usize = 100_000;
+/// Most files of external data.
+pub const MAX_FILES: usize = 1024;
+
+/// # Errors
+/// If the graph is larger than any model of the sizes that the converter is for.
+pub fn check_size(graph: &Graph) -> Result<()> {
+    let widest = graph.nodes.iter().map(|n| n.inputs.len().max(n.outputs.len())).max().unwrap_or(0);
+    for (what, found, most) in [
+        ("nodes", graph.nodes.len(), MAX_NODES),
+        ("constants", graph.constants.len(), MAX_CONSTANTS),
+        ("inputs", graph.inputs.len(), MAX_PORTS),
+        ("outputs", graph.outputs.len(), MAX_PORTS),
+        ("inputs or outputs at one node", widest, MAX_PORTS),
+        ("nodes one after another", depth(graph), MAX_DEPTH),
+    ] {
+        if found > most {
+            return Err(Error::Invalid(format!(
+                "the graph has {found} {what}, more than the {most} that are supported"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Nodes on the longest way through a sorted graph.
+fn depth(graph: &Graph) -> usize {
+    let mut depths: HashMap<&str, usize> = HashMap::new();
+    for node in &graph.nodes {
+        let before = node.inputs.iter().filter_map(|i| depths.get(i.as_str())).max().copied().unwrap_or(0);
+        depths.extend(node.outputs.iter().map(|o| (o.as_str(), before + 1)));
+    }
+    depths.into_values().max().unwrap_or(0)
+}
 
 /// # Errors
 /// If an attribute, a constant shape or an input's shape is beyond what any model needs.
@@ -84,6 +128,24 @@ mod tests {
         graph.constants.insert("one".into(), Tensor::from_i64(&[], &[1]));
         graph.constants.insert("far".into(), Tensor::from_i64(&[], &[i64::MAX]));
         check(&graph).is_err()
+    }
+
+    #[test]
+    fn sizes_beyond_the_limits_are_named() {
+        let nodes = |count: usize| (0..count).map(|i| Node::new("Relu", &i.to_string(), &["x"], &i.to_string()));
+        let refused = |graph: &Graph| check_size(graph).unwrap_err().to_string();
+        assert!(check_size(&Graph { nodes: nodes(3).collect(), ..Graph::default() }).is_ok());
+        let many = Graph { nodes: nodes(MAX_NODES + 1).collect(), ..Graph::default() };
+        assert!(refused(&many).contains("200001 nodes,"), "{}", refused(&many));
+        let chain = nodes(MAX_DEPTH + 1).enumerate().map(|(i, node)| match i {
+            0 => node,
+            i => Node { inputs: vec![(i - 1).to_string()], ..node },
+        });
+        let deep = Graph { nodes: chain.collect(), ..Graph::default() };
+        assert!(refused(&deep).contains("one after another"), "{}", refused(&deep));
+        let mut wide = Node::new("Concat", "c", &[], "y");
+        wide.inputs = vec!["x".into(); MAX_PORTS + 1];
+        assert!(refused(&Graph { nodes: vec![wide], ..Graph::default() }).contains("at one node"));
     }
 
     #[test]

@@ -105,7 +105,8 @@ fn exported_points(model: &Model, file: &Path) -> Result<Vec<PointReport>> {
     Ok(points.iter().map(|point| PointReport::new(point, "the export")).collect())
 }
 
-fn ops(graph: &Graph) -> Vec<OpReport> {
+/// The operators of a graph, by name.
+pub(crate) fn ops(graph: &Graph) -> Vec<OpReport> {
     let mut reports: BTreeMap<(&str, &str), OpReport> = BTreeMap::new();
     for node in &graph.nodes {
         let (domain, op_type) = (node.domain.as_str(), node.op_type.as_str());
@@ -119,6 +120,15 @@ fn ops(graph: &Graph) -> Vec<OpReport> {
         report.differentiable |= (0..node.inputs.len()).any(|i| support::flows(node, i));
     }
     reports.into_values().collect()
+}
+
+/// Operators for a terminal, one a line.
+pub(crate) fn ops_table(ops: &[OpReport]) -> String {
+    let width = ops.iter().map(|o| o.op_type.len()).max().unwrap_or(2);
+    ops.iter().fold(String::new(), |mut text, op| {
+        let _ = writeln!(text, "{:width$} {:5}  {}", op.op_type, op.count, op.gradient());
+        text
+    })
 }
 
 impl OpReport {
@@ -143,11 +153,7 @@ impl Inspection {
             text.push_str(&table(&self.points));
             text.push('\n');
         }
-        let width = self.ops.iter().map(|o| o.op_type.len()).max().unwrap_or(2);
-        for op in &self.ops {
-            let _ = writeln!(text, "{:width$} {:5}  {}", op.op_type, op.count, op.gradient());
-        }
-        text
+        text + &ops_table(&self.ops)
     }
 
     /// As one self-contained page.

@@ -1,6 +1,6 @@
 //! The converter of Inlay: a trained ONNX model in, a frozen quantized base with insertion points out.
 //!
-//! [`export::export`] is the whole way, [`inspect::inspect`] looks and writes nothing. The modules, in the order in
+//! [`export::export`] is the whole way, [`inspect::inspect`] and [`check::check`] look and write nothing. The modules, in the order in
 //! which a model passes through them:
 //!
 //! - [`read`]: an ONNX file becomes a [`graph`] of nodes and [`tensor`]s, with the messages of [`proto`];
@@ -25,6 +25,7 @@ pub mod basis;
 pub mod blocks;
 pub mod bounds;
 pub mod canonicalize;
+pub mod check;
 mod drawing;
 pub mod encode;
 pub mod error;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use inlay_converter::check::check;
 use inlay_converter::export::{Options, Stage, export};
 use inlay_converter::inspect::inspect;
 use inlay_converter::kinds::{Activation, Kind, Kinds, Places};
@@ -30,6 +31,14 @@ struct Cli {
 enum Command {
     /// Write model.onnx and model.onnx.data, verified against the source
     Export(Box<ExportArgs>),
+    /// Say whether a model can be exported, what blocks it, and where adapters could go; exit code 1 if it cannot
+    Check {
+        /// The ONNX file
+        model: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// List insertion points, sizes, and operators with whether they can be trained through
     Inspect {
         /// An exported folder, or any ONNX file
@@ -230,16 +239,20 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = match &cli.command {
         Command::Export(args) => args.json,
-        Command::Inspect { json, .. } => *json,
+        Command::Check { json, .. } | Command::Inspect { json, .. } => *json,
         Command::Adapter(command) => command.on().json,
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| match cli.command {
-        Command::Export(args) => run_export(*args),
-        Command::Inspect { path, json, html } => run_inspect(&path, json, html),
-        Command::Adapter(command) => adapters::run(command).map_err(|e| e.to_string()).and_then(|text| print(&text)),
+        Command::Export(args) => run_export(*args).map(|()| true),
+        Command::Check { model, json } => run_check(&model, json),
+        Command::Inspect { path, json, html } => run_inspect(&path, json, html).map(|()| true),
+        Command::Adapter(command) => {
+            adapters::run(command).map_err(|e| e.to_string()).and_then(|text| print(&text)).map(|()| true)
+        }
     }));
     match outcome {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
         Ok(Err(message)) => fail(&message, json),
         Err(panic) => {
             let detail = panic.downcast_ref::<String>().map(String::as_str);
@@ -287,6 +300,13 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
     progress.bar.finish_and_clear();
     let report = report.map_err(|e| e.to_string())?;
     print(&if args.json { json(&report) } else { report.text() })
+}
+
+/// Whether the model can be exported.
+fn run_check(model: &std::path::Path, as_json: bool) -> Result<bool, String> {
+    let verdict = check(model).map_err(|e| e.to_string())?;
+    print(&if as_json { json(&verdict) } else { verdict.text() })?;
+    Ok(verdict.exportable)
 }
 
 fn run_inspect(path: &std::path::Path, as_json: bool, as_html: bool) -> Result<(), String> {

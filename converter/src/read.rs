@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use prost::Message;
 use prost::bytes::Bytes;
 
+use crate::bounds::{MAX_FILES, check_size};
 use crate::error::{Error, Result, io};
 use crate::graph::{Attribute, Dim, Graph, Node, Port, ValueType};
 use crate::proto::{self, DimensionValue, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type};
@@ -117,6 +118,9 @@ impl Files {
             return Err(refuse("the path leads out of the model's folder".into()));
         }
         if !self.open.contains_key(&path) {
+            if self.open.len() == MAX_FILES {
+                return Err(refuse(format!("the model has more than {MAX_FILES} files of external data")));
+            }
             self.open.insert(path.clone(), map(&path)?);
         }
         let file = &self.open[&path];
@@ -190,6 +194,7 @@ fn model(proto: ModelProto, files: &mut Files) -> Result<Model> {
     }
     let mut graph = Graph { name: g.name, nodes, inputs, outputs, constants, ..Graph::default() };
     graph.sort()?;
+    check_size(&graph)?;
     Ok(Model {
         graph,
         functions,

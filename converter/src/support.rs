@@ -6,8 +6,14 @@ use crate::canonicalize;
 use crate::error::{Error, Result};
 use crate::graph::Node;
 
-/// Operators that canonicalization always replaces, beside those that become primitives.
-const REWRITTEN: &[&str] = &["BatchNormalization", "CastLike", "Constant", "Dropout"];
+/// Operators of ai.onnx that canonicalization always replaces, beside those that become primitives, and what they become.
+pub const REWRITTEN: &[(&str, &str)] = &[
+    ("BatchNormalization", "part of the Conv before it, else Mul and Add"),
+    ("CastLike", "Cast"),
+    ("Constant", "an initializer"),
+    ("Dropout", "nothing: it is off at inference"),
+    ("Sum", "a chain of Add"),
+];
 
 /// Operators that the runtime runs, but that only the converter writes.
 const WRITTEN: &[&str] = &["DequantizeLinear", "MatMulNBits"];
@@ -32,7 +38,7 @@ pub fn check(node: &Node) -> Result<()> {
 /// # Errors
 /// If `node`, as an exporter wrote it, is not supported.
 pub fn check_source(node: &Node) -> Result<()> {
-    let rewritten = node.domain.is_empty() && REWRITTEN.contains(&node.op_type.as_str());
+    let rewritten = node.domain.is_empty() && REWRITTEN.iter().any(|(op, _)| *op == node.op_type);
     if rewritten || canonicalize::expansion(node).is_some() { Ok(()) } else { check(node) }
 }
 

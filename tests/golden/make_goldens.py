@@ -81,6 +81,7 @@ class Run:
     schedule: str = "constant"
     warmup: int = 0
     clip_norm: float | None = None
+    seed: int | None = None  # of the data and the initial adapter
 
 
 INT4_BLOCK = 16
@@ -120,11 +121,14 @@ SOURCES = {
     "cnn_bn": Source(
         models.Cnn, ("x",), BATCH, False, 17, lambda n, g: (torch.randn(n, 6, 96, generator=g),), 7, folded=False
     ),
+    "small_mobile": Source(
+        models.Mobile, ("x",), BATCH, False, 17, lambda n, g: (torch.randn(n, 3, 16, 12, generator=g),), 5
+    ),
     "encoder": Source(make_encoder, TOKENS, BATCH_SEQ, False, 17, text_inputs, 10),
     "encoder_dynamo": Source(make_encoder, TOKENS, BATCH_SEQ, True, 21, text_inputs, 10),
     "tiny_llama": Source(models.llama, TOKENS[:2], BATCH_SEQ, False, 17, causal_inputs, 64, next_token=True),
 }
-SEEDS = {name: 100 + i for i, name in enumerate(sorted(SOURCES))} | {"mlp_int4": 120}
+SEEDS = {name: 100 + i for i, name in enumerate(sorted(SOURCES))} | {"mlp_int4": 120, "tiny_llama": 106, "small_mobile": 106}
 SOURCES["mlp_int4"] = replace(SOURCES["mlp"], int4="hqq")
 SOURCES["encoder_int4"] = replace(SOURCES["encoder"], int4="search")
 MLP_LINEARS = ["fc1", "fc2", "body.0", "body.2", "head"]
@@ -144,6 +148,10 @@ RUNS = {
     "tiny_llama": Run("tiny_llama", ["q_proj", "v_proj"], samples=10, batch_size=4),
     "mlp_int4": Run("mlp_int4", MLP_LINEARS),
     "encoder_int4": Run("encoder_int4", ["query", "value", "dense"], lr=4e-3, **TEXT),
+    "small_mobile": Run(
+        "small_mobile", ["stem.1", "expand.0", "project.0", "head", "classifier"], samples=8, batch_size=3, lr=2e-3,
+        seed=510,
+    ),
 }
 
 
@@ -163,12 +171,12 @@ def takes_int4(name: str, m: nn.Module) -> bool:
 
 
 def quantize_model(model: nn.Module, int4: bool) -> None:
-    """Replaces each Linear, Conv1d and Embedding weight that the converter would store as int8."""
+    """Replaces each Linear, Conv and Embedding weight that the converter would store as int8."""
     done = set()  # a head tied to its table is quantized once
     for name, m in model.named_modules():
         if int4 and takes_int4(name, m):
             continue
-        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Embedding)) and m.weight.numel() >= SMALLEST_QUANTIZED:
+        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)) and m.weight.numel() >= SMALLEST_QUANTIZED:
             if id(m.weight) in done:
                 continue
             done.add(id(m.weight))
@@ -207,7 +215,7 @@ def source_model(name: str) -> nn.Module:
 def export_source(name: str) -> None:
     """Writes SOURCE/model.onnx."""
     source, model = SOURCES[name], copy.deepcopy(source_model(name))
-    if isinstance(model, models.Cnn) and source.folded:
+    if isinstance(model, (models.Cnn, models.Mobile)) and source.folded:
         models.fold_norms(model)
     path = HERE / name / "model.onnx"
     path.parent.mkdir(exist_ok=True)
@@ -230,7 +238,7 @@ def export_source(name: str) -> None:
 def base_model(name: str, base: str) -> tuple:
     """The model that is trained on: folded and, but for f32, quantized. With the factors of what was folded."""
     model, factors = copy.deepcopy(source_model(name)), {}
-    if isinstance(model, models.Cnn) and (SOURCES[name].folded or base != "f32"):
+    if isinstance(model, (models.Cnn, models.Mobile)) and (SOURCES[name].folded or base != "f32"):
         factors = models.fold_norms(model)
     if base != "f32":
         quantize_model(model, base == "int4")
@@ -346,7 +354,8 @@ def arguments(run: Run) -> list:
 
 def make(name: str, run: Run) -> dict:
     """Writes one run's files; returns its manifest entry."""
-    source, folder, seed = SOURCES[run.source], HERE / name, 500 + list(RUNS).index(name)
+    source, folder = SOURCES[run.source], HERE / name
+    seed = 500 + list(RUNS).index(name) if run.seed is None else run.seed
     folder.mkdir(exist_ok=True)
     g = torch.Generator().manual_seed(seed)
     inputs = source.inputs(run.samples, g)
@@ -376,6 +385,8 @@ def make(name: str, run: Run) -> dict:
     if source.int4:
         entry |= dict(export=["--int4-block", str(INT4_BLOCK), "--int4-method", source.int4])
     entry |= {k: v for k, v in vars(run).items() if k != "source"} | dict(paths=paths, arguments=arguments(run))
+    entry |= dict(expected={b: f"{name}/{b}.npz" for b in ("f32", "int8")}, output="logits" if source.classes else "y")
+    entry |= {k: v for k, v in vars(run).items() if k not in ("source", "seed")} | dict(paths=paths, arguments=arguments(run))
     return entry
 
 

@@ -38,4 +38,5 @@ goldens! {
     tiny_llama as { f32: F32, int8: Int8 },
     mlp_int4 as { int4: Int4, int4_qdq: Int4Qdq },
     encoder_int4 as { int4: Int4, int4_qdq: Int4Qdq },
+    small_mobile as { f32: F32, int8: Int8 },
 }

@@ -44,6 +44,11 @@ fn cnn() {
 }
 
 #[test]
+fn mobile() {
+    compare(&["mobile"]);
+}
+
+#[test]
 fn encoder() {
     compare(&["encoder"]);
 }

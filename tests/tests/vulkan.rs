@@ -50,6 +50,7 @@ goldens! {
     tiny_llama_int8 Int8,
     mlp_int4_int4 Int4,
     encoder_int4_int4 Int4,
+    small_mobile_int8 Int8,
 }
 
 #[test]

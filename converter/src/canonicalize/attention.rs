@@ -11,6 +11,9 @@ use crate::error::Result;
 use crate::graph::{Attribute, Dim};
 use crate::tensor::DType;
 
+/// The attributes of operator set 23.
+const ATTRIBUTES: [&str; 7] =
+    ["is_causal", "kv_num_heads", "q_num_heads", "qk_matmul_output_mode", "scale", "softcap", "softmax_precision"];
 const NO_CACHE: &str = "export with --no-kv-cache, or export the model without a cache";
 const WAY_OUT: &str = "export the model with opset_version=21 or lower, so that attention is written as primitives";
 const NOT_FUSED: &str = "export the model without graph fusion";
@@ -212,6 +215,10 @@ pub(super) fn group_query(p: &mut Primitives<'_>) -> Result<()> {
 /// Refuses what the primitives do not do.
 fn expect_plain(p: &Primitives<'_>) -> Result<()> {
     let refuse = |what: &str, way_out: &str| Err(p.unsupported(&format!("{what} is not supported; {way_out}")));
+    // What a later operator set adds changes the numbers.
+    if let Some(unknown) = p.old.attributes.keys().find(|name| !ATTRIBUTES.contains(&name.as_str())) {
+        return refuse(&format!("attribute {unknown}"), WAY_OUT);
+    }
     if p.old.int("qk_matmul_output_mode").unwrap_or(0) != 0 {
         return refuse("attribute qk_matmul_output_mode", WAY_OUT);
     }

@@ -2,14 +2,13 @@
 
 use std::collections::HashMap;
 
+use crate::bounds::{MAX_NODES, check_size};
 use crate::error::{Error, Result};
 use crate::graph::{Attribute, Graph, Node};
 use crate::read::{Function, Model};
 
 /// Calls within calls.
 const MAX_DEPTH: usize = 32;
-/// Nodes after inlining.
-const MAX_NODES: usize = 200_000;
 
 /// The graph of `model` without calls of its functions.
 pub(super) fn inline(model: &Model) -> Result<Graph> {
@@ -23,6 +22,7 @@ pub(super) fn inline(model: &Model) -> Result<Graph> {
     }
     graph.nodes = out;
     graph.sort()?;
+    check_size(&graph)?;
     Ok(graph)
 }
 

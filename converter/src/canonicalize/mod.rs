@@ -12,9 +12,11 @@ mod layout;
 mod matmul;
 mod norms;
 mod opset;
+mod pad;
 mod primitives;
 mod rotary;
 mod tied;
+mod variadic;
 
 pub use primitives::{ALL as EXPANSIONS, Expansion, find as expansion};
 
@@ -34,11 +36,13 @@ pub struct Pass {
 /// The passes that need types, in the order in which they run.
 pub const ALL: &[Pass] = &[
     Pass { name: "operator set 21", run: opset::run },
+    Pass { name: "two inputs", run: variadic::run },
     Pass { name: "no identity", run: identity::run },
     // What depended on an exporter's CastLike is constant only now.
     Pass { name: "constants folded", run: |graph| types::infer(graph, OPSET) },
     Pass { name: "LayerNormalization", run: layer_norm::run },
     Pass { name: "Gelu", run: gelu::run },
+    Pass { name: "Pad folded", run: pad::run },
     Pass { name: "BatchNormalization folded", run: batch_norm::run },
     Pass { name: "tied heads", run: tied::run },
     Pass { name: "weight layout", run: layout::run },
@@ -68,17 +72,27 @@ pub fn canonicalize(model: &Model) -> Result<Graph> {
 /// # Errors
 /// If a function cannot be inlined, or an operator is unknown.
 pub fn inlined(model: &Model) -> Result<Graph> {
+    let mut graph = flattened(model)?;
+    for node in &graph.nodes {
+        support::check_source(node)?;
+    }
+    bounds::check(&graph)?;
+    primitives::run(&mut graph, model.opset)?;
+    Ok(graph)
+}
+
+/// The graph of `model` with functions inlined, Constant nodes made constants, and nothing that no output needs, whatever
+/// its operators.
+///
+/// # Errors
+/// If a function cannot be inlined.
+pub(crate) fn flattened(model: &Model) -> Result<Graph> {
     let mut graph = functions::inline(model)?;
     graph.sweep();
     constants::run(&mut graph)?;
     identity::run(&mut graph)?;
     graph.sort()?;
     graph.sweep();
-    for node in &graph.nodes {
-        support::check_source(node)?;
-    }
-    bounds::check(&graph)?;
-    primitives::run(&mut graph, model.opset)?;
     Ok(graph)
 }
 

@@ -31,6 +31,10 @@ pub fn unary(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
         UnaryOp::Sigmoid => call.run(math::sigmoid, |x| math::sigmoid(x) * (1.0 - math::sigmoid(x))),
         UnaryOp::Silu => call.run(|x| x * math::sigmoid(x), math::silu_slope),
         UnaryOp::Exp => call.run(math::exp, math::exp),
+        UnaryOp::Clip => call.run(|x| x.max(a).min(b), |x| if x < a || x > b { 0.0 } else { 1.0 }),
+        UnaryOp::HardSwish => {
+            call.run(|x| UnaryOp::HardSwish.value(x, a, b), |x| UnaryOp::HardSwish.slope(x, a, b));
+        }
         UnaryOp::Sqrt => call.run(f32::sqrt, |x| 0.5 / x.sqrt()),
         UnaryOp::Reciprocal => call.run(|x| 1.0 / x, |x| -1.0 / (x * x)),
         UnaryOp::Erf => call.run(math::erf, |x| std::f32::consts::FRAC_2_SQRT_PI * math::exp(-x * x)),

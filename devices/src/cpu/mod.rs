@@ -4,6 +4,7 @@
 //! shapes of a call alone and every sum has a fixed order, so that the number of threads changes no bit of a result.
 
 mod attention;
+mod depthwise;
 mod elementwise;
 mod gemm;
 mod halves;
@@ -56,6 +57,8 @@ static BODIES: &[(&str, Body)] = &[
     ("reduce", moves::reduce),
     ("copy", moves::copy),
     ("gather_rows", moves::gather_rows),
+    ("depthwise", depthwise::depthwise),
+    ("depthwise_grad", depthwise::depthwise_grad),
     ("im2col", moves::im2col),
     ("col2im", moves::col2im),
     ("pool", moves::pool),

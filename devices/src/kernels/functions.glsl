@@ -18,6 +18,9 @@
 #define ABS 15u
 #define SIN 16u
 #define COS 17u
+#define HARD_SWISH 18u
+#define SOFTPLUS 19u
+#define ELU 20u
 
 const float SQRT_HALF = 0.70710678118654752;
 const float GELU_TANH_SCALE = 0.79788456080286536; // sqrt(2 / pi)
@@ -97,7 +100,10 @@ float value_of(uint op, float x, float a, float b) {
         case POW: return pow_of(x, a);
         case ABS: return abs(x);
         case SIN: return sin_of(x);
-        default: return cos_of(x);
+        case COS: return cos_of(x);
+        case HARD_SWISH: return x * clamp(x + 3.0, 0.0, 6.0) / 6.0;
+        case SOFTPLUS: return max(x, 0.0) + log(1.0 + exp(-abs(x)));
+        default: return x < 0.0 ? a * (exp(x) - 1.0) : x;
     }
 }
 
@@ -136,6 +142,9 @@ float slope(uint op, float x, float a, float b) {
         case POW: return a * pow_of(x, a - 1.0);
         case ABS: return sign(x);
         case SIN: return cos_of(x);
-        default: return -sin_of(x);
+        case COS: return -sin_of(x);
+        case HARD_SWISH: return x <= -3.0 ? 0.0 : x >= 3.0 ? 1.0 : (2.0 * x + 3.0) / 6.0;
+        case SOFTPLUS: return sigmoid_of(x);
+        default: return x < 0.0 ? a * exp(x) : 1.0;
     }
 }

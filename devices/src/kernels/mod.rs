@@ -9,6 +9,7 @@ mod attention;
 mod attention_grad;
 mod binary;
 mod copy;
+mod depthwise;
 mod fill;
 mod gather;
 mod im2col;
@@ -31,6 +32,7 @@ pub use attention::{Attention, AttentionParams};
 pub use attention_grad::{AttentionGrad, AttentionGradParams};
 pub use binary::{Binary, BinaryOp, BinaryParams};
 pub use copy::{Copy, CopyParams};
+pub use depthwise::{Depthwise, DepthwiseGrad, DepthwiseParams};
 pub use fill::{Fill, FillParams};
 pub use gather::{Gather, GatherGrad, GatherParams, GatherRows, GatherRowsParams};
 pub use im2col::{Col2im, Im2col, Im2colParams};
@@ -76,6 +78,8 @@ pub static ALL: &[&dyn Kernel] = &[
     kernel::<GatherGrad>(),
     kernel::<Im2col>(),
     kernel::<Col2im>(),
+    kernel::<Depthwise>(),
+    kernel::<DepthwiseGrad>(),
     kernel::<Pool>(),
     kernel::<PoolGrad>(),
     kernel::<SoftmaxCrossEntropy>(),

@@ -70,11 +70,17 @@ pub enum UnaryOp {
     Sin = 16,
     /// Cosine.
     Cos = 17,
+    /// `x min(max(x + 3, 0), 6) / 6`.
+    HardSwish = 18,
+    /// `ln(1 + e^x)`.
+    Softplus = 19,
+    /// `x < 0 ? a (e^x - 1) : x`.
+    Elu = 20,
 }
 
 impl UnaryOp {
     /// Every function.
-    pub const ALL: [UnaryOp; 18] = [
+    pub const ALL: [UnaryOp; 21] = [
         UnaryOp::Affine,
         UnaryOp::Relu,
         UnaryOp::LeakyRelu,
@@ -93,6 +99,9 @@ impl UnaryOp {
         UnaryOp::Abs,
         UnaryOp::Sin,
         UnaryOp::Cos,
+        UnaryOp::HardSwish,
+        UnaryOp::Softplus,
+        UnaryOp::Elu,
     ];
 
     /// f(x).
@@ -123,6 +132,16 @@ impl UnaryOp {
             UnaryOp::Abs => x.abs(),
             UnaryOp::Sin => x.sin(),
             UnaryOp::Cos => x.cos(),
+            UnaryOp::HardSwish => x * (x + T::of(3.0)).max(zero).min(T::of(6.0)) / T::of(6.0),
+            // Written so that e^x cannot overflow.
+            UnaryOp::Softplus => x.max(zero) + (one + (-x.abs()).exp()).ln(),
+            UnaryOp::Elu => {
+                if x < zero {
+                    a * (x.exp() - one)
+                } else {
+                    x
+                }
+            }
         }
     }
 
@@ -183,6 +202,23 @@ impl UnaryOp {
             }
             UnaryOp::Sin => x.cos(),
             UnaryOp::Cos => -x.sin(),
+            UnaryOp::HardSwish => {
+                if x <= T::of(-3.0) {
+                    zero
+                } else if x >= T::of(3.0) {
+                    one
+                } else {
+                    (x + x + T::of(3.0)) / T::of(6.0)
+                }
+            }
+            UnaryOp::Softplus => sigmoid(x),
+            UnaryOp::Elu => {
+                if x < zero {
+                    a * x.exp()
+                } else {
+                    one
+                }
+            }
         }
     }
 }
@@ -242,7 +278,7 @@ impl Contract for Unary {
                     // Functions that are undefined or steep below zero get inputs in [0.5, 2.5).
                     let positive = matches!(op, UnaryOp::Log | UnaryOp::Sqrt | UnaryOp::Reciprocal);
                     let x = sample::floats(seed as u64, len);
-                    let x = x.iter().map(|x| if positive { x + 1.5 } else { 3.0 * x }).collect();
+                    let x = x.iter().map(|x| if positive { x + 1.5 } else { 5.0 * x }).collect();
                     let dy = if flags & UnaryParams::GRADIENT != 0 {
                         SampleOperand::Floats(sample::floats(7 + seed as u64, len))
                     } else {

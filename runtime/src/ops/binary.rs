@@ -92,12 +92,17 @@ impl Op for Binary {
             }
         }
         let (a, b) = (cx.input(0)?, cx.input(1)?);
-        if a.shape() == b.shape() && a.strides() == b.strides() && cx.is_dense(&a) && cx.is_dense(&b) {
-            // Both lie in the same order, whatever it is: so does the result.
-            let flat = |view: &View| View { shape: vec![view.count()], strides: vec![1], ..view.clone() };
-            let y = cx.scratch(&[a.count()]);
-            cx.binary(self.op, [&flat(&a), &flat(&b)], &y, false)?;
-            cx.set_output(0, View { buffer: y.buffer, offset: 0, ..a });
+        let shape = &cx.output_type(0).shape;
+        let lies_otherwise = |view: &&View| view.shape() == shape && !view.is_contiguous() && cx.is_dense(view);
+        let order = [&a, &b].into_iter().find(lies_otherwise).map(View::memory_order);
+        if let Some(order) = order {
+            // The result lies as that operand does, such as with channels last.
+            let [a, b] = [a, b].map(|view| view.broadcast_to(shape).permuted(&order));
+            let y = cx.scratch(&order.iter().map(|&d| shape[d]).collect::<Vec<_>>());
+            cx.binary(self.op, [&a, &b], &y, false)?;
+            let mut back = order.clone();
+            order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+            cx.set_output(0, y.permuted(&back));
             return Ok(());
         }
         let y = cx.output(0);

@@ -1,4 +1,6 @@
-use inlay_devices::kernels::{Col2im, Im2col, Im2colParams, Linear, LinearParams, ReduceOp};
+use inlay_devices::kernels::{
+    Col2im, Depthwise, DepthwiseGrad, DepthwiseParams, Im2col, Im2colParams, Linear, LinearParams, ReduceOp,
+};
 
 use super::matmul::{is_zero, transposed};
 use super::window::{Window, window};
@@ -8,8 +10,9 @@ use crate::plan::{Backward, Forward, Lowering, Operand, View, accumulated, u};
 
 /// Convolution in one or two dimensions, as a product of patches [B Ho Wo, C k] with the weight [C_out, C k].
 ///
-/// The result lies as [B, Ho, Wo, C_out]. Groups work forward and for the gradient of the input, with float
-/// weights; a grouped weight has no gradient.
+/// The result lies as [B, Ho, Wo, C_out]. A frozen depthwise weight, one input channel a group, has a kernel of its own
+/// that reads pixels as they lie. Other groups work forward and for the gradient of the input, with float weights; a
+/// grouped weight has no gradient.
 pub struct Conv;
 
 struct Sizes {
@@ -35,6 +38,33 @@ impl Sizes {
     fn is_pointwise(&self) -> bool {
         let w = &self.window;
         w.kernel == [1, 1] && w.stride == [1, 1] && w.pad == [0; 4]
+    }
+
+    /// Whether each group is one input channel.
+    fn is_depthwise(&self) -> bool {
+        self.groups > 1 && self.groups == self.channels
+    }
+
+    fn depthwise(&self, flags: u32) -> DepthwiseParams {
+        let w = &self.window;
+        DepthwiseParams {
+            batch: u(self.batch),
+            channels: u(self.channels),
+            multiplier: u(self.out_channels / self.channels),
+            h: u(w.size[0]),
+            w: u(w.size[1]),
+            out_h: u(w.out[0]),
+            out_w: u(w.out[1]),
+            kernel_h: u(w.kernel[0]),
+            kernel_w: u(w.kernel[1]),
+            stride_h: u(w.stride[0]),
+            stride_w: u(w.stride[1]),
+            pad_top: u(w.pad[0]),
+            pad_left: u(w.pad[1]),
+            dilation_h: u(w.dilation[0]),
+            dilation_w: u(w.dilation[1]),
+            flags,
+        }
     }
 
     fn params(&self, flags: u32) -> Im2colParams {
@@ -82,6 +112,10 @@ impl Op for Conv {
         "Conv"
     }
 
+    fn limits(&self) -> &'static str {
+        "one or two spatial dimensions; insertion points at ungrouped, undilated ones"
+    }
+
     fn infer(&self, node: &NodeView<'_>) -> Result<Vec<TensorType>, OpError> {
         let sizes = sizes(node)?;
         let mut shape = vec![sizes.batch, sizes.out_channels];
@@ -103,14 +137,23 @@ impl Op for Conv {
     fn forward(&self, cx: &mut Forward<'_, '_>) -> Result<(), OpError> {
         let sizes = sizes(&cx.node())?;
         let x = cx.input(0)?;
-        let cols = patches(cx, &sizes, &x);
         let bias = match cx.node().optional(2) {
             Some(_) => Some(cx.contiguous_input(2)?),
             None => None,
         };
         let y = cx.scratch(&[sizes.m(), sizes.out_channels]);
-        let frozen = cx.frozen(1).filter(|_| sizes.groups == 1);
-        if let Some(frozen) = frozen {
+        let out = &cx.output_type(0).shape;
+        cx.set_output(0, channels_second(&y, out));
+        if let Some(frozen) = cx.frozen(1).filter(|_| sizes.is_depthwise()) {
+            let (w, weight) = cx.weight(&frozen, 0)?;
+            let flags = weight.form_flags() | if bias.is_some() { DepthwiseParams::BIAS } else { 0 };
+            let params = sizes.depthwise(flags);
+            let x = cx.contiguous(&pixels(&x));
+            cx.call::<Depthwise>(&params, &[x.into(), w, bias.as_ref().into(), (&y).into()]);
+            return Ok(());
+        }
+        let cols = patches(cx, &sizes, &x);
+        if let Some(frozen) = cx.frozen(1).filter(|_| sizes.groups == 1) {
             let (w, layout) = weight(cx, &frozen)?;
             let flags = layout | if bias.is_some() { LinearParams::BIAS } else { 0 };
             let params = LinearParams { m: u(sizes.m()), k: u(sizes.k()), n: u(sizes.out_channels), flags };
@@ -135,8 +178,6 @@ impl Op for Conv {
             }
             cx.matmul(1.0, [&cols, &transposed(&w)], &y, bias.is_some())?;
         }
-        let out = &cx.output_type(0).shape;
-        cx.set_output(0, channels_second(&y, out));
         Ok(())
     }
 
@@ -159,6 +200,14 @@ impl Op for Conv {
         if !cx.wants(0) {
             return Ok(());
         }
+        if let Some(frozen) = cx.frozen(1).filter(|_| sizes.is_depthwise()) {
+            let (w, weight) = cx.weight(&frozen, 0)?;
+            return add_pixels(cx, |l, dx, acc| {
+                let params = sizes.depthwise(weight.form_flags() | accumulated(acc));
+                l.call::<DepthwiseGrad>(&params, &[(&dy).into(), w, dx.into()]);
+                Ok(())
+            });
+        }
         let frozen = cx.frozen(1).filter(|_| sizes.groups == 1);
         let float_weight = match frozen {
             Some(_) => None,
@@ -179,17 +228,9 @@ impl Op for Conv {
             }
         };
         if sizes.is_pointwise() {
-            let (target, accumulate) = cx.target(0)?;
-            let pixels = pixels(&target);
-            if let Some(direct) = pixels.reshaped(&[sizes.m(), sizes.k()]).filter(View::is_contiguous)
-                && cx.is_bindable(&direct)
-            {
-                return product(cx, &direct, accumulate);
-            }
-            let dcols = cx.scratch(pixels.shape());
-            product(cx, &dcols.reshaped(&[sizes.m(), sizes.k()]).expect("it is row-major"), false)?;
-            cx.copy(&dcols, &pixels, accumulate);
-            return Ok(());
+            return add_pixels(cx, |l, pixels, acc| {
+                product(l, &pixels.reshaped(&[sizes.m(), sizes.k()]).expect("it is row-major"), acc)
+            });
         }
         let dcols = cx.scratch(&[sizes.m(), sizes.k()]);
         product(cx, &dcols, false)?;
@@ -225,8 +266,39 @@ impl Op for Conv {
                 &grouped,
                 vec![CaseInput::step(1, &[2, 4, 7]), CaseInput::constant(2, &[6, 2, 3]), CaseInput::constant(3, &[6])],
             ),
+            case(
+                "depthwise, int8",
+                &square.clone().with_int("group", 3).with_ints("strides", &[2, 1]),
+                vec![CaseInput::step(1, &[2, 3, 5, 4]), CaseInput::int8(2, &[3, 1, 3, 2], 0), CaseInput::step(3, &[3])],
+            ),
+            case(
+                "depthwise, two outputs a channel",
+                &dilated.clone().with_int("group", 3),
+                vec![signal(), CaseInput::constant(2, &[6, 1, 3])],
+            ),
+            case(
+                "same padding",
+                &plain.with_ints("strides", &[2, 2]).with_string("auto_pad", "SAME_LOWER"),
+                vec![CaseInput::step(1, &[1, 2, 5, 6]), CaseInput::constant(2, &[3, 2, 2, 3])],
+            ),
         ]
     }
+}
+
+/// Has `emit` put the gradient of x into row-major pixels [B, .., C], which then go where x lies.
+fn add_pixels<'a>(
+    cx: &mut Backward<'_, 'a>,
+    emit: impl FnOnce(&mut Lowering<'a>, &View, bool) -> Result<(), OpError>,
+) -> Result<(), OpError> {
+    let (target, accumulate) = cx.target(0)?;
+    let pixels = pixels(&target);
+    if pixels.is_contiguous() && cx.is_bindable(&pixels) {
+        return emit(cx, &pixels, accumulate);
+    }
+    let own = cx.scratch(pixels.shape());
+    emit(cx, &own, false)?;
+    cx.copy(&own, &pixels, accumulate);
+    Ok(())
 }
 
 /// Patches of x as rows: [B Ho Wo, C k]. Made once for all convolutions of x with this window.

@@ -21,6 +21,7 @@ mod layer_norm;
 mod linear;
 mod matmul;
 pub(crate) mod matmul_n_bits;
+mod pad;
 mod pool;
 mod reduce;
 mod reshape;
@@ -96,6 +97,7 @@ pub static ALL: &[&dyn Op] = &[
     &RMS_NORM,
     &matmul::MatMul,
     &matmul_n_bits::MatMulNBits,
+    &pad::Pad,
     &POOL[0],
     &POOL[1],
     &POOL[2],
@@ -131,6 +133,11 @@ pub static ALL: &[&dyn Op] = &[
     &UNARY[13],
     &UNARY[14],
     &UNARY[15],
+    &UNARY[16],
+    &UNARY[17],
+    &UNARY[18],
+    &UNARY[19],
+    &UNARY[20],
 ];
 
 /// The op of that domain and type.
@@ -359,6 +366,11 @@ pub trait Op: Sync {
 
     /// Domain; empty for `ai.onnx`.
     fn domain(&self) -> &'static str {
+        ""
+    }
+
+    /// What of the operator is not supported, in a few words for the documentation; empty when nothing is missing.
+    fn limits(&self) -> &'static str {
         ""
     }
 

@@ -1,4 +1,4 @@
-use inlay_devices::kernels::{Pool as PoolKernel, PoolGrad, PoolOp, PoolParams};
+use inlay_devices::kernels::{BinaryOp, Pool as PoolKernel, PoolGrad, PoolOp, PoolParams, ReduceOp};
 
 use super::window::{Window, window};
 use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
@@ -21,6 +21,10 @@ pub static POOL: [Pool; 4] = [
 ];
 
 impl Pool {
+    fn is_mean_of_planes(&self) -> bool {
+        self.global && self.op == PoolOp::Average
+    }
+
     fn window(&self, node: &NodeView<'_>) -> Result<Window, OpError> {
         let shape = node.shape(0)?;
         if shape.len() < 3 {
@@ -66,9 +70,22 @@ impl Pool {
     }
 }
 
+/// The axes of a plane of x [B, C, ..], and one over its number of elements.
+fn planes(shape: &[usize]) -> (Vec<usize>, f32) {
+    ((2..shape.len()).collect(), 1.0 / shape[2..].iter().product::<usize>() as f32)
+}
+
 impl Op for Pool {
     fn op_type(&self) -> &'static str {
         self.op_type
+    }
+
+    fn limits(&self) -> &'static str {
+        match (self.global, self.op) {
+            (true, _) => "",
+            (false, PoolOp::Max) => "one or two spatial dimensions; no Indices",
+            (false, _) => "one or two spatial dimensions",
+        }
     }
 
     fn infer(&self, node: &NodeView<'_>) -> Result<Vec<TensorType>, OpError> {
@@ -93,6 +110,13 @@ impl Op for Pool {
 
     fn forward(&self, cx: &mut Forward<'_, '_>) -> Result<(), OpError> {
         let params = self.params(&cx.node(), 0)?;
+        if self.is_mean_of_planes() {
+            // Planes are read as they lie.
+            let x = cx.input(0)?;
+            let (axes, scale) = planes(x.shape());
+            let y = cx.output(0);
+            return cx.reduce(ReduceOp::Sum, &x, &axes, scale, &y, false);
+        }
         let x = cx.contiguous_input(0)?;
         let y = cx.output(0);
         cx.call::<PoolKernel>(&params, &[x.into(), y.into()]);
@@ -102,6 +126,11 @@ impl Op for Pool {
     fn backward(&self, cx: &mut Backward<'_, '_>) -> Result<(), OpError> {
         let node = cx.node();
         let Some(dy) = cx.contiguous_gradient(0) else { return Ok(()) };
+        if self.is_mean_of_planes() {
+            let shape = node.shape(0)?;
+            let scale = cx.constant(&[], &[planes(shape).1]);
+            return cx.add(0, |l, dx, acc| l.binary(BinaryOp::Mul, [&dy.broadcast_to(shape), &scale], dx, acc));
+        }
         let x = match self.op {
             PoolOp::Max => Operand::from(cx.contiguous_input(0)?),
             PoolOp::Average => Operand::ABSENT,
@@ -130,6 +159,7 @@ impl Op for Pool {
             case("signal", signal.clone(), &[2, 3, 9]),
             case("padded", signal.clone().with_ints("pads", &[1, 1]), &[2, 3, 8]),
             case("image", image, &[2, 2, 5, 4]),
+            case("same padding", signal.clone().with_string("auto_pad", "SAME_UPPER"), &[2, 3, 8]),
         ];
         if self.op == PoolOp::Average {
             let included = signal.with_ints("pads", &[1, 1]).with_int("count_include_pad", 1);

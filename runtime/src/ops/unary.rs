@@ -33,7 +33,7 @@ fn one(op: UnaryOp) -> Result<Chain, OpError> {
 }
 
 /// The ops of this family.
-pub static UNARY: [Unary; 16] = [
+pub static UNARY: [Unary; 21] = [
     simple("Relu", |_| one(UnaryOp::Relu)),
     simple("LeakyRelu", |n| Ok(vec![(UnaryOp::LeakyRelu, [n.attributes.float("alpha", 0.01), 0.0])])),
     simple("Tanh", |_| one(UnaryOp::Tanh)),
@@ -62,6 +62,18 @@ pub static UNARY: [Unary; 16] = [
             Some(_) => n.value(input)?.scalar().ok_or_else(|| n.shape_error("bounds are single numbers")),
         };
         Ok(vec![(UnaryOp::Clip, [bound(1, f32::MIN)?, bound(2, f32::MAX)?])])
+    }),
+    simple("HardSwish", |_| one(UnaryOp::HardSwish)),
+    simple("Softplus", |_| one(UnaryOp::Softplus)),
+    simple("Elu", |n| Ok(vec![(UnaryOp::Elu, [n.attributes.float("alpha", 1.0), 0.0])])),
+    simple("Selu", |n| {
+        let (alpha, gamma) = (n.attributes.float("alpha", 1.673_263_2), n.attributes.float("gamma", 1.050_701));
+        Ok(vec![(UnaryOp::Elu, [alpha, 0.0]), (UnaryOp::Affine, [gamma, 0.0])])
+    }),
+    simple("Celu", |n| {
+        let alpha = n.attributes.float("alpha", 1.0);
+        let scale = |factor| (UnaryOp::Affine, [factor, 0.0]);
+        Ok(vec![scale(1.0 / alpha), (UnaryOp::Elu, [1.0, 0.0]), scale(alpha)])
     }),
 ];
 
@@ -143,7 +155,7 @@ impl Op for Unary {
     fn samples(&self) -> Vec<Case> {
         let input = |shape: &[usize]| match CaseInput::step(5, shape) {
             CaseInput::Step(x) => {
-                let shift = |x: f32| if self.inputs == Domain::Positive { x + 1.5 } else { 2.0 * x };
+                let shift = |x: f32| if self.inputs == Domain::Positive { x + 1.5 } else { 3.5 * x };
                 CaseInput::Step(HostTensor::of(shape, x.to_floats().into_iter().map(shift).collect::<Vec<_>>()))
             }
             other => other,
@@ -157,7 +169,7 @@ impl Op for Unary {
                     vec![input(&[5])],
                 ));
             }
-            "LeakyRelu" => {
+            "LeakyRelu" | "Elu" | "Celu" => {
                 cases.push(Case::new("alpha", Attributes::default().with_float("alpha", 0.3), vec![input(&[5])]));
             }
             "Clip" => {

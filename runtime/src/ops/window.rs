@@ -21,12 +21,16 @@ pub(super) fn window(node: &NodeView<'_>, size: &[usize], kernel: &[usize]) -> R
             way_out: "leave the node out of the model",
         });
     }
-    match node.attributes.string("auto_pad", "NOTSET") {
-        "NOTSET" | "VALID" => {}
+    // `SAME_*` pads so that there are as many windows as strides; where that is odd, one more at the end or the start.
+    let same = match node.attributes.string("auto_pad", "NOTSET") {
+        "NOTSET" | "VALID" => None,
+        "SAME_UPPER" => Some(0),
+        "SAME_LOWER" => Some(1),
         other => {
-            return Err(OpError::Value { what: "auto_pad", found: other.to_owned(), expected: "explicit pads" });
+            let expected = "NOTSET, VALID, SAME_UPPER or SAME_LOWER";
+            return Err(OpError::Value { what: "auto_pad", found: other.to_owned(), expected });
         }
-    }
+    };
     let list = |name: &'static str, len: usize, default: i64, min: i64| -> Result<Vec<usize>, OpError> {
         let values = node.attributes.ints(name).map_or_else(|| vec![default; len], <[i64]>::to_vec);
         if values.len() != len || values.iter().any(|&v| v < min || v > 1 << 16) {
@@ -39,13 +43,18 @@ pub(super) fn window(node: &NodeView<'_>, size: &[usize], kernel: &[usize]) -> R
         Ok(values.into_iter().map(|v| v as usize).collect())
     };
     let (stride, dilation) = (list("strides", rank, 1, 1)?, list("dilations", rank, 1, 1)?);
-    let pads = list("pads", 2 * rank, 0, 0)?;
+    let mut pads = list("pads", 2 * rank, 0, 0)?;
     let ceil = node.attributes.int("ceil_mode", 0) != 0;
     let mut window =
         Window { size: [1; 2], out: [1; 2], kernel: [1; 2], stride: [1; 2], dilation: [1; 2], pad: [0; 4] };
     for i in 0..rank {
         let to = i + 2 - rank;
         let span = kernel[i].checked_sub(1).and_then(|k| k.checked_mul(dilation[i])).map(|s| s + 1);
+        if let (Some(before), Some(span)) = (same, span) {
+            let needed = (size[i].div_ceil(stride[i]).saturating_sub(1) * stride[i]).saturating_add(span);
+            let pad = needed.saturating_sub(size[i]);
+            (pads[i], pads[rank + i]) = ((pad + before) / 2, pad - (pad + before) / 2);
+        }
         let padded = size[i].checked_add(pads[i] + pads[rank + i]);
         let (Some(span), Some(padded)) = (span, padded) else {
             return Err(node.shape_error("the window has elements"));

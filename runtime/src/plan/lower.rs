@@ -268,6 +268,15 @@ impl<'a> Lowering<'a> {
         Ok(view)
     }
 
+    /// Integers `0..limit` that are known now, for the device.
+    pub(crate) fn known_integers(&mut self, values: Vec<i64>, limit: usize) -> View {
+        let view = View::contiguous(self.buffers.add(Region::Ints, values.len()), &[values.len()]);
+        let source = Source::Constant(HostTensor::of([values.len()], values));
+        let destination = Destination::Ints { view: view.clone(), limit, negative: Negative::FromEnd };
+        self.writes.push(Write { source, destination });
+        view
+    }
+
     /// A frozen weight as an operand, see [`Frozen::weight`], or what was merged into it at the node being lowered.
     pub(crate) fn weight(&mut self, frozen: &Frozen, n_axis: usize) -> Result<(Operand, Weight), OpError> {
         let merged = self.merged.and_then(|merged| merged.weight(&self.label));

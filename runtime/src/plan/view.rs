@@ -97,6 +97,13 @@ impl View {
         }
     }
 
+    /// The dimensions from the largest stride to the smallest: in this order a view without gaps is row-major.
+    pub(crate) fn memory_order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.shape.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(self.strides[i]));
+        order
+    }
+
     /// `len` of the indices of `axis`, from `start` on, `step` apart.
     pub(crate) fn sliced(&self, axis: usize, start: usize, step: usize, len: usize) -> Self {
         let mut view = self.clone();
