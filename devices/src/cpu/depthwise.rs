@@ -1,6 +1,6 @@
 //! Depthwise convolutions: a block of channels at a time, whose kernels are decoded once per task.
 
-use super::pool::SCRATCH_LEN;
+use super::sync::SCRATCH_LEN;
 use super::{CHUNK, Context};
 use crate::kernels::{ACCUMULATE, Args, Contract, Depthwise, DepthwiseGrad, DepthwiseParams, from_words};
 use crate::weight::WeightView;
