@@ -3,12 +3,14 @@
 mod pack;
 mod sites;
 mod spell;
+mod sums;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
 use globset::{Glob, GlobMatcher};
+use half::f16;
 use inlay_format::quant::{F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
 use serde::Serialize;
 
@@ -127,6 +129,8 @@ pub struct Storage {
     pub layout: Layout,
     /// Whether int4 is spelled as DequantizeLinear.
     pub qdq: bool,
+    /// Whether int8 elements are rounded so that the sum of each output's weights stays.
+    pub keep_sums: bool,
     /// Why it is not stored as was asked for, if so.
     pub reason: Option<String>,
 }
@@ -134,7 +138,7 @@ pub struct Storage {
 impl Storage {
     /// int8 with a scale for each output.
     pub fn int8(layout: Layout) -> Self {
-        Storage { scheme: &Int8, form: Form::WHOLE, layout, qdq: false, reason: None }
+        Storage { scheme: &Int8, form: Form::WHOLE, layout, qdq: false, keep_sums: false, reason: None }
     }
 }
 
@@ -165,6 +169,7 @@ pub fn zero_point_name(constant: &str) -> String {
 pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Result<Packing> {
     let rules = Rules::new(&options.rules, sites)?;
     let mut packing = Packing::default();
+    let mut convolutions = Vec::new();
     let uses = uses(graph);
     let mut origins: HashMap<&str, usize> = HashMap::new();
     for origin in graph.constants.values().filter_map(|t| t.origin.as_deref()) {
@@ -185,6 +190,9 @@ pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Res
                 return Err(refused(rule.expect("checked"), name, storage.reason.as_deref().unwrap_or_default()));
             }
             Ok(storage) => {
+                if storage.keep_sums && rule.is_none() && tensor.to_f32().iter().all(|x| x.abs() <= f16::MAX.to_f32()) {
+                    convolutions.push(name.as_str());
+                }
                 packing.weights.insert(name.clone(), storage);
             }
             Err(reason) => match rule {
@@ -193,6 +201,7 @@ pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Res
             },
         }
     }
+    spare_smallest(convolutions, graph, &mut packing);
     let plain = Quantization { rules: Vec::new(), default: Quant::Int8, ..options.clone() } == Quant::Int8.into();
     if !packing.weights.values().any(|s| s.scheme.name() == "int4") && (options.default == Quant::Int4 || !plain) {
         return Err(Error::NoInt4);
@@ -201,6 +210,24 @@ pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Res
         spell::spell(graph, name, storage);
     }
     Ok(packing)
+}
+
+/// Of all packed elements, one in this many may be a half where int8 was asked for.
+const SPARED: usize = 20;
+
+/// Stores the smallest of these convolutions as halves, as long as they are few elements. The first layers of a mobile
+/// network, a few hundred weights each, make most of the error of int8, and next to nothing of its bytes.
+fn spare_smallest(mut convolutions: Vec<&str>, graph: &Graph, packing: &mut Packing) {
+    let elements = |name: &str| graph.constants[name].len();
+    let mut left = packing.weights.keys().map(|name| elements(name)).sum::<usize>() / SPARED;
+    convolutions.sort_by_key(|name| (elements(name), *name));
+    for name in convolutions {
+        let Some(rest) = left.checked_sub(elements(name)) else { return };
+        left = rest;
+        let storage = packing.weights.get_mut(name).expect("it is packed");
+        let reason = "f16: among the smallest convolutions, where int8 costs accuracy and saves nothing";
+        *storage = Storage { scheme: &F16, keep_sums: false, reason: Some(reason.into()), ..storage.clone() };
+    }
 }
 
 fn refused(rule: &Rule, weight: &str, reason: &str) -> Error {
@@ -249,9 +276,12 @@ impl Weight<'_> {
             return Err("--quant none".into());
         }
         let layout = self.layout()?;
-        let whole = |scheme, reason| Storage { scheme, form: Form::WHOLE, layout, qdq: false, reason };
+        let whole = |quant: Quant, reason| {
+            let keep_sums = quant == Quant::Int8 && self.is_convolution();
+            Storage { scheme: quant.scheme(), form: Form::WHOLE, layout, qdq: false, keep_sums, reason }
+        };
         if asked != Quant::Int4 {
-            return Ok(whole(asked.scheme(), None));
+            return Ok(whole(asked, None));
         }
         let k = match layout {
             Layout::KN => self.tensor.dims()[0],
@@ -267,11 +297,15 @@ impl Weight<'_> {
             None
         };
         if obstacle.is_some() {
-            return Ok(whole(&Int8, obstacle));
+            return Ok(whole(Quant::Int8, obstacle));
         }
         let form = Form { block: options.int4_block, zero_points: options.hqq };
         let qdq = options.qdq || self.uses.iter().any(|one| !one.takes_n_bits());
-        Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, reason: None })
+        Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, keep_sums: false, reason: None })
+    }
+
+    fn is_convolution(&self) -> bool {
+        self.uses.iter().all(Use::is_convolution)
     }
 
     /// The layout that all users agree on.

@@ -43,6 +43,7 @@ from traces import drop_stack_traces  # noqa: E402
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 SMALLEST_QUANTIZED = 256  # elements; smaller weights stay f32
+SPARED = 20  # of all packed elements, one in so many may be in small convolutions that are halves
 
 
 @dataclass
@@ -155,12 +156,21 @@ RUNS = {
 }
 
 
-def quantize(weight: np.ndarray) -> np.ndarray:
-    """The weight [rows, ...] after int8 and back: symmetric, one scale a row, round half to even, all in f32."""
+def quantize(weight: np.ndarray, keep_sums: bool) -> np.ndarray:
+    """The weight [rows, ...] after int8 and back: symmetric, one scale a row, round half to even, all in f32.
+
+    For convolutions, the elements nearest to a tie then go the other way, until the sum of each row is kept."""
     rows = weight.reshape(weight.shape[0], -1)
     scale = np.abs(rows).max(1, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
     q = np.clip(np.rint(rows / scale), -127, 127).astype(np.int8)
+    if keep_sums:
+        remainder = rows / scale - q.astype(np.float32)
+        for row, lost in zip(q, remainder):
+            total = lost.astype(np.float64).sum()
+            up = np.sign(total)
+            nearest = np.argsort(-up * lost, kind="stable")[: int(np.rint(abs(total)))]
+            row[nearest] = np.clip(row[nearest] + up, -127, 127)
     return (q.astype(np.float32) * scale).reshape(weight.shape)
 
 
@@ -170,17 +180,25 @@ def takes_int4(name: str, m: nn.Module) -> bool:
     return enough and m.in_features % INT4_BLOCK == 0 and name not in HEADS
 
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
 def quantize_model(model: nn.Module, int4: bool) -> None:
-    """Replaces each Linear, Conv and Embedding weight that the converter would store as int8."""
+    """Replaces each Linear, Conv and Embedding weight that the converter would store as int8, or as halves."""
+    weights = (nn.Linear, nn.Embedding, *CONVOLUTIONS)
+    packed = [(n, m) for n, m in model.named_modules() if isinstance(m, weights) and m.weight.numel() >= SMALLEST_QUANTIZED]
+    left = sum({id(m.weight): m.weight.numel() for _, m in packed}.values()) // SPARED
     done = set()  # a head tied to its table is quantized once
-    for name, m in model.named_modules():
-        if int4 and takes_int4(name, m):
+    for name, m in sorted(packed, key=lambda one: one[1].weight.numel()):
+        if id(m.weight) in done or int4 and takes_int4(name, m):
             continue
-        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)) and m.weight.numel() >= SMALLEST_QUANTIZED:
-            if id(m.weight) in done:
-                continue
-            done.add(id(m.weight))
-            m.weight.data = torch.from_numpy(quantize(m.weight.detach().numpy()))
+        done.add(id(m.weight))
+        if isinstance(m, CONVOLUTIONS) and m.weight.numel() <= left:
+            left -= m.weight.numel()
+            m.weight.data = m.weight.data.half().float()
+            continue
+        left = 0 if isinstance(m, CONVOLUTIONS) else left
+        m.weight.data = torch.from_numpy(quantize(m.weight.detach().numpy(), isinstance(m, CONVOLUTIONS)))
 
 
 def sixteen_levels(weight: np.ndarray, zero_points: bool) -> np.ndarray:
@@ -384,8 +402,6 @@ def make(name: str, run: Run) -> dict:
     entry |= dict(expected={b: f"{name}/{b}.npz" for b in bases}, output="logits" if source.classes else "y")
     if source.int4:
         entry |= dict(export=["--int4-block", str(INT4_BLOCK), "--int4-method", source.int4])
-    entry |= {k: v for k, v in vars(run).items() if k != "source"} | dict(paths=paths, arguments=arguments(run))
-    entry |= dict(expected={b: f"{name}/{b}.npz" for b in ("f32", "int8")}, output="logits" if source.classes else "y")
     entry |= {k: v for k, v in vars(run).items() if k not in ("source", "seed")} | dict(paths=paths, arguments=arguments(run))
     return entry
 

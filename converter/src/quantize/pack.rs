@@ -3,7 +3,7 @@
 use inlay_format::quant::{Form, Layout, Parts, PartsMut};
 use prost::bytes::Bytes;
 
-use super::{Packing, Storage, scale_name, zero_point_name};
+use super::{Packing, Storage, scale_name, sums, zero_point_name};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::tensor::{DType, Tensor};
@@ -68,6 +68,9 @@ fn encode(name: &str, values: &[f32], dims: [usize; 2], storage: &Storage) -> Re
         tensor: name.to_owned(),
         detail: format!("{e}; keep it float with --quant-rule 'PATH=none'"),
     })?;
+    if storage.keep_sums {
+        sums::keep(values, layout, dims, &mut data, &scales);
+    }
     Ok((data, scales, zero_points))
 }
 

@@ -111,6 +111,11 @@ impl Use {
         }
     }
 
+    /// Whether it is the weight of a convolution.
+    pub fn is_convolution(&self) -> bool {
+        matches!(self, Use::Weight { role: Role::Conv, .. })
+    }
+
     /// Whether MatMulNBits can do what the node does.
     pub fn takes_n_bits(&self) -> bool {
         matches!(self, Use::Weight { role: Role::Linear, .. })
