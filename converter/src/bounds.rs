@@ -9,7 +9,7 @@ use crate::graph::{Attribute, Dim, Graph, Node};
 const MAX_RANK: i64 = 16;
 /// Largest extent of a kernel, stride, dilation or padding, and most groups or parts.
 const MAX_EXTENT: i64 = 1 << 16;
-/// Most elements of a value that a constant shape asks for.
+/// Most elements of a value that a constant shape asks for, and of all that the graph makes of constants.
 const MAX_ELEMENTS: i64 = 1 << 28;
 
 /// Most nodes of a graph, before and after functions are inlined.
@@ -20,6 +20,10 @@ pub const MAX_CONSTANTS: usize = 200_000;
 pub const MAX_PORTS: usize = 10_000;
 /// Most nodes one after another on a way from an input to an output.
 pub const MAX_DEPTH: usize = 100_000;
+/// Most memory that inlined functions take (bytes): calls repeat their body.
+pub const MAX_INLINED_BYTES: usize = 256 << 20;
+/// How many times over the bytes of the files may serve as initializers: those of external data may overlap.
+pub const MAX_OVERLAP: u64 = 8;
 /// Most files of external data.
 pub const MAX_FILES: usize = 1024;
 
@@ -66,6 +70,7 @@ pub fn check(graph: &Graph) -> Result<()> {
             return Err(Error::Invalid(format!("graph input {:?} is too large: {:?}", port.name, port.ty.dims)));
         }
     }
+    let mut made = 0i64;
     for node in &graph.nodes {
         for (name, value) in &node.attributes {
             let values = match value {
@@ -78,7 +83,11 @@ pub fn check(graph: &Graph) -> Result<()> {
                 return Err(node.unsupported(format!("attribute {name:?} is {bad}, expected {range:?}")));
             }
         }
-        if asked_elements(graph, node) > MAX_ELEMENTS {
+        let elements = asked_elements(graph, node);
+        if !node.is("Reshape") {
+            made = made.saturating_add(elements);
+        }
+        if elements.max(made) > MAX_ELEMENTS {
             return Err(node.unsupported("its constant inputs ask for too many elements"));
         }
     }
@@ -157,6 +166,14 @@ mod tests {
         assert!(refused(Node::new("Expand", "n", &["x", "huge"], "y")));
         assert!(refused(Node::new("Range", "n", &["zero", "far", "one"], "y")));
         assert!(!refused(Node::new("Range", "n", &["zero", "one", "one"], "y")));
+        // Each is allowed, all together are not.
+        let node = |i: usize| Node::new("ConstantOfShape", &i.to_string(), &["large"], &i.to_string());
+        let with = |count| {
+            let mut graph = Graph { nodes: (0..count).map(node).collect(), ..Graph::default() };
+            graph.constants.insert("large".into(), Tensor::from_i64(&[1], &[1 << 25]));
+            graph
+        };
+        assert!(check(&with(8)).is_ok() && check(&with(9)).is_err());
         assert!(!refused(ints("pads", &[0, 1])));
     }
 }

@@ -86,7 +86,9 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Float(f) => AttributeProto { r#type: attribute_type::FLOAT, f: *f, ..empty },
         Attribute::Int(i) => AttributeProto { r#type: attribute_type::INT, i: *i, ..empty },
         Attribute::String(s) => AttributeProto { r#type: attribute_type::STRING, s: text(s), ..empty },
-        Attribute::Tensor(t) => AttributeProto { r#type: attribute_type::TENSOR, t: Some(tensor("", t)), ..empty },
+        Attribute::Tensor(t) => {
+            AttributeProto { r#type: attribute_type::TENSOR, t: Some(Box::new(tensor("", t))), ..empty }
+        }
         Attribute::Floats(f) => AttributeProto { r#type: attribute_type::FLOATS, floats: f.clone(), ..empty },
         Attribute::Ints(i) => AttributeProto { r#type: attribute_type::INTS, ints: i.clone(), ..empty },
         Attribute::Strings(s) => {

@@ -127,7 +127,9 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     progress(Stage::Verify);
     let samples = options.samples.as_deref();
     if source.bytes > MAX_VERIFIED_BYTES {
-        report.outputs = verify_large(&canonical, folder, samples, options.max_error)?;
+        // All that maps the source goes, so that one form of the model is in memory at a time.
+        drop((source, graph));
+        report.outputs = verify_large(canonical, folder, samples, options.max_error)?;
         let limit = bytes(MAX_VERIFIED_BYTES);
         report.not_verified = Some(format!(
             "the source is larger than {limit}, so the reference did not run it; the exported model is compared with its \

@@ -4,7 +4,7 @@
 //! which a model passes through them:
 //!
 //! - [`read`]: an ONNX file becomes a [`graph`] of nodes and [`tensor`]s, with the messages of [`proto`];
-//! - [`bounds`]: numbers that size loops and allocations are checked;
+//! - [`footprint`] and [`bounds`]: what a file would take in memory, and numbers that size loops and allocations, are checked;
 //! - [`types`]: types, shapes and constant folding, by tract on the graph without its weights;
 //! - [`kv_cache`]: a decoder's cache is taken out, when asked;
 //! - [`canonicalize`]: the many spellings of exporters become one, of operators that [`support`] knows;
@@ -30,6 +30,7 @@ mod drawing;
 pub mod encode;
 pub mod error;
 pub mod export;
+pub mod footprint;
 pub mod graph;
 mod html;
 pub mod insert;
@@ -38,6 +39,7 @@ pub mod interop;
 pub mod kinds;
 pub mod kv_cache;
 pub mod merge;
+#[cfg_attr(not(feature = "tract"), path = "without_tract/oracle.rs")]
 pub mod oracle;
 pub mod paths;
 pub mod points;
@@ -48,6 +50,7 @@ pub mod report;
 pub mod samples;
 pub mod support;
 pub mod tensor;
+#[cfg_attr(not(feature = "tract"), path = "without_tract/types.rs")]
 pub mod types;
 pub mod verify;
 pub mod write;

@@ -8,39 +8,9 @@ use tract_onnx::tract_hir::infer::{InferenceFact, InferenceModelExt};
 use crate::encode;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+pub use crate::samples::{Feed, Output, Values};
 use crate::tensor::DType;
 use crate::types::guarded;
-
-/// The values fed to an input.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Values {
-    /// Floats.
-    F32(Vec<f32>),
-    /// Integers and booleans, converted to the input's type when fed.
-    I64(Vec<i64>),
-}
-
-/// An input.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Feed {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub dims: Vec<usize>,
-    /// Its values.
-    pub values: Values,
-}
-
-/// An output, as f32.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Output {
-    /// Its name.
-    pub name: String,
-    /// Its shape.
-    pub dims: Vec<usize>,
-    /// Its values.
-    pub values: Vec<f32>,
-}
 
 /// Runs `graph`, whose nodes are of operator set `opset`, on `feeds`, one for every input. `what` names it in errors.
 ///

@@ -75,9 +75,6 @@ pub struct GraphProto {
     /// Outputs.
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
-    /// Types of intermediate values.
-    #[prost(message, repeated, tag = "13")]
-    pub value_info: Vec<ValueInfoProto>,
 }
 
 /// One application of an operator.
@@ -157,8 +154,8 @@ pub struct AttributeProto {
     #[prost(bytes = "bytes", tag = "4")]
     pub s: Bytes,
     /// A tensor.
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
     /// A subgraph, kept as bytes: control flow is refused.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub g: Option<Bytes>,

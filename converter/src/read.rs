@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::bounds::{MAX_FILES, check_size};
+use crate::bounds::{MAX_FILES, MAX_OVERLAP, check_size};
 use crate::error::{Error, Result, io};
+use crate::footprint::Footprint;
 use crate::graph::{Attribute, Dim, Graph, Node, Port, ValueType};
 use crate::proto::{self, DimensionValue, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type};
 use crate::tensor::{DType, Tensor};
@@ -57,6 +58,7 @@ pub fn read(path: &Path) -> Result<Model> {
         return Err(not_onnx("the file is empty".into()));
     }
     let len = bytes.len() as u64;
+    Footprint::of(&bytes).map_err(|why| not_onnx(why.to_owned()))?.check(bytes.len())?;
     let proto = ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
     if proto.graph.is_none() {
         return Err(not_onnx("it holds no graph".into()));
@@ -64,6 +66,13 @@ pub fn read(path: &Path) -> Result<Model> {
     let mut files = Files::new(path.parent().unwrap_or(Path::new(".")))?;
     let mut model = model(proto, &mut files)?;
     model.bytes = len + files.open.values().map(|b| b.len() as u64).sum::<u64>();
+    let claimed: u64 = model.graph.constants.values().map(|t| t.byte_len() as u64).sum();
+    if claimed > MAX_OVERLAP * model.bytes {
+        return Err(Error::Invalid(format!(
+            "the initializers claim {claimed} bytes, more than {MAX_OVERLAP} times the {} that the files have: they overlap",
+            model.bytes
+        )));
+    }
     Ok(model)
 }
 
@@ -215,6 +224,8 @@ fn domain(name: &str) -> String {
 
 fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Files) -> Result<Vec<Node>> {
     let mut names = HashSet::new();
+    // How often a name was there: counting on from it keeps a file of one name from taking quadratic time.
+    let mut repeated: HashMap<String, usize> = HashMap::new();
     let mut nodes = Vec::with_capacity(protos.len());
     for (i, n) in protos.into_iter().enumerate() {
         let domain = domain(&n.domain);
@@ -224,8 +235,14 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
         let mut name = if n.name.is_empty() { format!("{}_{i}", n.op_type) } else { n.name };
         // The format allows nodes to share a name; points refer to nodes by name, so ours do not.
         if !names.insert(name.clone()) {
-            name = (1..).map(|i| format!("{name}_{i}")).find(|n| !names.contains(n)).expect("the names are endless");
-            names.insert(name.clone());
+            let count = repeated.entry(name.clone()).or_default();
+            name = loop {
+                *count += 1;
+                let numbered = format!("{name}_{count}");
+                if names.insert(numbered.clone()) {
+                    break numbered;
+                }
+            };
         }
         let mut attributes = BTreeMap::new();
         for a in n.attribute {
@@ -275,7 +292,7 @@ fn attribute(a: proto::AttributeProto, files: &mut Files) -> Result<Attribute> {
         attribute_type::STRING => Attribute::String(text(&a.s)),
         attribute_type::TENSOR => {
             let t = a.t.ok_or_else(|| Error::Invalid(format!("attribute {:?} holds no tensor", a.name)))?;
-            Attribute::Tensor(tensor(t, files, false)?)
+            Attribute::Tensor(tensor(*t, files, false)?)
         }
         attribute_type::FLOATS => Attribute::Floats(a.floats),
         attribute_type::INTS => Attribute::Ints(a.ints),

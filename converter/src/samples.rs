@@ -7,13 +7,43 @@ use inlay_runtime::{HostData, LABELS, npz};
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port};
-use crate::oracle::{Feed, Values};
 
 /// Examples in a generated batch.
 const BATCH: usize = 3;
 
 /// Sizes tried for dimensions that the model leaves open, until one fits it.
 pub const OPEN_SIZES: [usize; 5] = [7, 16, 32, 128, 224];
+
+/// The values fed to an input.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values {
+    /// Floats.
+    F32(Vec<f32>),
+    /// Integers and booleans, converted to the input's type when fed.
+    I64(Vec<i64>),
+}
+
+/// An input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Feed {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its values.
+    pub values: Values,
+}
+
+/// An output, as f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its values.
+    pub values: Vec<f32>,
+}
 
 /// Generated values for every input of `graph`, the same on every call; `open` is the size of open dimensions.
 pub fn generate(graph: &Graph, open: usize) -> Vec<Feed> {

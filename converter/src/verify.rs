@@ -66,7 +66,7 @@ pub fn verify(
             let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
             (feeds, outputs)
         }
-        None => first_open_size(|open| {
+        None => first_success(samples::OPEN_SIZES, |open| {
             let feeds = samples::generate(&graph, open);
             let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
             Ok((feeds, outputs))
@@ -91,11 +91,12 @@ pub fn verify(
     Ok(reports)
 }
 
-/// The first success over the sizes of open dimensions: they may have to be larger than a kernel, or fit a shape inside.
-fn first_open_size<T>(mut run: impl FnMut(usize) -> Result<T>) -> Result<T> {
+/// The first success over what comes of the sizes of open dimensions: they may have to be larger than a kernel, or fit a
+/// shape inside.
+fn first_success<I, T>(tried: impl IntoIterator<Item = I>, mut run: impl FnMut(I) -> Result<T>) -> Result<T> {
     let mut first_error = None;
-    for open in samples::OPEN_SIZES {
-        match run(open) {
+    for one in tried {
+        match run(one) {
             Ok(found) => return Ok(found),
             Err(e) => first_error = first_error.or(Some(e)),
         }
@@ -140,24 +141,26 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Compares a model that is too large for the reference with its own float form, which the runtime maps from the disk.
+/// Takes the graph to let go of the source before that.
 ///
 /// # Errors
 /// If the two differ by more than `max_error`, or either does not run.
 pub fn verify_large(
-    canonical: &Graph,
+    canonical: Graph,
     folder: &Path,
     samples: Option<&Path>,
     max_error: Option<f32>,
 ) -> Result<Vec<OutputReport>> {
     let parent = folder.parent().unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new().prefix(".inlay-float-").tempdir_in(parent).map_err(io(parent))?;
-    let written = write_weights(canonical, &Packing::default(), temporary.path(), &|_| ())?;
+    let written = write_weights(&canonical, &Packing::default(), temporary.path(), &|_| ())?;
     write_model(&written, &[], "{}", temporary.path())?;
-    let run = |feeds: Vec<Feed>| Ok((run_exported(temporary.path(), &feeds)?, feeds));
-    let (float, feeds) = match samples {
-        Some(path) => run(samples::read(canonical, path)?)?,
-        None => first_open_size(|open| run(samples::generate(canonical, open)))?,
+    let tried = match samples {
+        Some(path) => vec![samples::read(&canonical, path)?],
+        None => samples::OPEN_SIZES.map(|open| samples::generate(&canonical, open)).into(),
     };
+    drop(canonical);
+    let (float, feeds) = first_success(tried, |feeds| Ok((run_exported(temporary.path(), &feeds)?, feeds)))?;
     expect_finite(&float, "the model in float")?;
     let found = run_exported(folder, &feeds)?;
     expect_finite(&found, "the exported model")?;

@@ -11,6 +11,7 @@ use inlay_format::metadata::{
 };
 use inlay_format::points::Point;
 use prost::Message;
+use prost::bytes::Bytes;
 
 use crate::encode;
 use crate::error::{Error, Result, io};
@@ -131,7 +132,8 @@ fn order(graph: &Graph) -> Vec<&str> {
 fn place(data: &mut DataFile, name: &str, tensor: &Tensor, is_parameter: bool) -> Result<TensorProto> {
     let bytes = tensor.bytes();
     if bytes.len() < MIN_EXTERNAL_BYTES || is_parameter {
-        return Ok(TensorProto { raw_data: bytes, ..encode::header(name, tensor) });
+        // A copy: what is written must not keep the source mapped.
+        return Ok(TensorProto { raw_data: Bytes::copy_from_slice(&bytes), ..encode::header(name, tensor) });
     }
     let align = if bytes.len() >= PAGE_ALIGNED_BYTES { PAGE_BYTES } else { TENSOR_ALIGNMENT_BYTES };
     data.append(encode::header(name, tensor), &bytes, align)

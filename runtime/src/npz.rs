@@ -16,6 +16,11 @@ use crate::graph::{HostData, HostTensor};
 pub const MAX_ARRAYS: usize = 1024;
 /// Most dimensions of one array.
 pub const MAX_DIMS: usize = 16;
+/// Most memory that the arrays of an archive take, in multiples of its size: what deflate can pack, so that only entries
+/// that overlap, and archives of next to nothing, ask for more.
+pub const MAX_EXPANSION: u64 = 1032;
+/// Memory that the arrays of an archive may take whatever its size (bytes).
+pub const EXPANSION_FLOOR: u64 = 64 << 20;
 /// Longest header of one array (bytes).
 const MAX_HEADER_BYTES: usize = 1 << 16;
 
@@ -54,14 +59,18 @@ pub enum NpzError {
 
 /// Reads every array of the archive at `path`, in its order.
 ///
-/// Floats become f32 (`float64` is rounded), integers of every size and `bool` become i64.
+/// Floats become f32 (`float64` is rounded), integers of every size and `bool` become i64. No array takes memory before its
+/// bytes are there.
 ///
 /// # Errors
-/// When the file is no `.npz`, is cut short or damaged, or holds an array of another type, such as `float16`.
+/// When the file is no `.npz`, is cut short or damaged, holds an array of another type, such as `float16`, or unpacks to more
+/// than [`MAX_EXPANSION`] times its size and [`EXPANSION_FLOOR`].
 pub fn read(path: &Path) -> Result<Vec<(String, HostTensor)>, NpzError> {
     let io = |source| NpzError::Io { path: path.into(), source };
     let archive = |why: &dyn fmt::Display| NpzError::Archive { path: path.into(), why: why.to_string() };
     let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    let mut memory = len.saturating_mul(MAX_EXPANSION).max(EXPANSION_FLOOR);
     let mut zip = match ZipArchive::new(BufReader::new(file)) {
         Ok(zip) => zip,
         Err(zip::result::ZipError::Io(source)) => return Err(io(source)),
@@ -78,7 +87,7 @@ pub fn read(path: &Path) -> Result<Vec<(String, HostTensor)>, NpzError> {
             return Err(archive(&format_args!("array \"{name}\" is there twice")));
         }
         let bytes = entry.size();
-        let array = read_npy(&mut entry, bytes).map_err(|why| NpzError::Array {
+        let array = read_npy(&mut entry, bytes, &mut memory).map_err(|why| NpzError::Array {
             path: path.into(),
             name: name.clone(),
             why: why.to_string(),
@@ -188,11 +197,16 @@ enum NpyError {
     FortranOrder,
     #[error("shape {shape:?} needs {needed} bytes, {found} are there")]
     Size { shape: Vec<usize>, needed: u64, found: u64 },
+    #[error(
+        "the archive unpacks to more than {MAX_EXPANSION} times its size; save it uncompressed, with numpy.savez, if it is yours"
+    )]
+    Expansion,
     #[error("element {0} does not fit into int64")]
     Overflow(usize),
 }
 
-fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<HostTensor, NpyError> {
+/// Reads an array of `bytes` bytes, which may take what is left of `memory`.
+fn read_npy(reader: &mut impl Read, bytes: u64, memory: &mut u64) -> Result<HostTensor, NpyError> {
     let mut start = [0; 8];
     read_all(reader, &mut start)?;
     if &start[..6] != b"\x93NUMPY" {
@@ -228,6 +242,8 @@ fn read_npy(reader: &mut impl Read, bytes: u64) -> Result<HostTensor, NpyError> 
     if needed != found {
         return Err(NpyError::Size { shape: header.shape, needed, found });
     }
+    let elements = needed / dtype.bytes() as u64;
+    *memory = elements.checked_mul(dtype.memory()).and_then(|n| memory.checked_sub(n)).ok_or(NpyError::Expansion)?;
     // `found` is what the archive's directory claims: memory grows with what is really there.
     let mut data = Vec::new();
     reader.take(needed.saturating_add(1)).read_to_end(&mut data)?;
@@ -279,6 +295,14 @@ impl Dtype {
             Dtype::F32 => 4,
             Dtype::F64 => 8,
             Dtype::Int { bytes, .. } => bytes,
+        }
+    }
+
+    /// Bytes that an element takes when it is read.
+    fn memory(self) -> u64 {
+        match self {
+            Dtype::F32 | Dtype::F64 => 4,
+            Dtype::Int { .. } => 8,
         }
     }
 
@@ -381,7 +405,7 @@ mod tests {
 
     fn parse(header: &str, data: &[u8]) -> Result<HostTensor, NpyError> {
         let bytes = npy(header, data);
-        read_npy(&mut bytes.as_slice(), bytes.len() as u64)
+        read_npy(&mut bytes.as_slice(), bytes.len() as u64, &mut { u64::MAX })
     }
 
     #[test]
@@ -442,7 +466,7 @@ mod tests {
         }
         for cut in 0..60 {
             let bytes = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", &[0; 4]);
-            assert!(read_npy(&mut &bytes[..cut], cut as u64).is_err(), "cut at {cut}");
+            assert!(read_npy(&mut &bytes[..cut], cut as u64, &mut { u64::MAX }).is_err(), "cut at {cut}");
         }
         let u64_max = parse("{'descr': '<u8', 'fortran_order': False, 'shape': (1,), }", &[0xff; 8]);
         assert!(matches!(u64_max, Err(NpyError::Overflow(0))));

@@ -225,6 +225,10 @@ fn node(message: Message<'_>) -> Result<Node, WireError> {
         }
         Ok(())
     })?;
+    // Also so that a node takes more bytes of the file than none.
+    if node.op_type.is_empty() {
+        return Err(message.malformed("a node has no operator"));
+    }
     Ok(node)
 }
 

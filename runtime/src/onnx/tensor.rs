@@ -91,6 +91,9 @@ pub(super) fn tensor(message: Message<'_>) -> Result<Tensor, WireError> {
         }
         Ok(())
     })?;
+    if tensor.data_type == 0 {
+        return Err(message.malformed("a tensor has no element type"));
+    }
     tensor.dims = dims
         .into_iter()
         .map(|d| usize::try_from(d).map_err(|_| message.malformed("a dimension is negative")))
