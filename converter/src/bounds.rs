@@ -70,6 +70,14 @@ pub fn check(graph: &Graph) -> Result<()> {
             return Err(Error::Invalid(format!("graph input {:?} is too large: {:?}", port.name, port.ty.dims)));
         }
     }
+    for (name, tensor) in &graph.constants {
+        if tensor.dims().len() as i64 > MAX_RANK {
+            return Err(Error::Invalid(format!(
+                "constant {name:?} has {} dimensions, at most {MAX_RANK} are supported",
+                tensor.dims().len()
+            )));
+        }
+    }
     let mut made = 0i64;
     for node in &graph.nodes {
         for (name, value) in &node.attributes {

@@ -105,9 +105,10 @@ pub struct Tensor {
     pub origin: Option<String>,
 }
 
-/// The number of elements of `dims`, unless it overflows.
+/// The number of elements of `dims`, unless the product of any of them overflows.
 pub fn element_count(dims: &[usize]) -> Option<usize> {
-    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+    let most = dims.iter().filter(|d| **d > 0).try_fold(1usize, |n, &d| n.checked_mul(d))?;
+    Some(if dims.contains(&0) { 0 } else { most })
 }
 
 impl Tensor {
@@ -311,6 +312,8 @@ mod tests {
         assert!(Tensor::new(DType::F32, vec![2, 2], Bytes::from(vec![0; 15])).is_err());
         assert!(Tensor::new(DType::F32, vec![usize::MAX, 8], Bytes::new()).is_err());
         assert!(Tensor::new(DType::F32, vec![0, 8], Bytes::new()).is_ok());
+        // Nothing is there, but whoever multiplies the other sizes would overflow.
+        assert!(Tensor::new(DType::F32, vec![0, 1 << 40, 1 << 40], Bytes::new()).is_err());
     }
 
     #[test]

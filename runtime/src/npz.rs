@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use crate::graph::{HostData, HostTensor};
+use crate::graph::{HostData, HostTensor, element_count};
 
 /// Most arrays of one archive.
 pub const MAX_ARRAYS: usize = 1024;
@@ -261,10 +261,6 @@ fn read_all(reader: &mut impl Read, buffer: &mut [u8]) -> Result<(), NpyError> {
     })
 }
 
-fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))
-}
-
 #[derive(Clone, Copy)]
 enum Dtype {
     F32,
@@ -446,6 +442,7 @@ mod tests {
         let errors = [
             "{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846975, 1024), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 1099511627776, 1099511627776), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
             "{'descr': '<f4', 'fortran_order': False, 'shape': 1, }",

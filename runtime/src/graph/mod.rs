@@ -8,6 +8,7 @@ mod tensor;
 
 pub use attributes::Attributes;
 pub use fragment::{Fragment, FragmentError, FragmentNode, Replacement};
+pub(crate) use tensor::element_count;
 pub use tensor::{DType, HostData, HostTensor};
 
 use std::collections::{HashMap, HashSet};

@@ -42,7 +42,7 @@ impl DType {
 
     /// Bytes of a tensor of this shape in a file; `None` where that overflows.
     pub fn bytes(self, shape: &[usize]) -> Option<usize> {
-        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        let elements = element_count(shape)?;
         match self {
             DType::I64 => elements.checked_mul(8),
             DType::F32 | DType::I32 => elements.checked_mul(4),
@@ -51,6 +51,12 @@ impl DType {
             DType::U4 => Some(elements.div_ceil(2)),
         }
     }
+}
+
+/// The number of elements of `shape`, unless the product of any of its sizes overflows, even where there are none.
+pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
+    let most = shape.iter().filter(|d| **d > 0).try_fold(1usize, |n, &d| n.checked_mul(d))?;
+    Some(if shape.contains(&0) { 0 } else { most })
 }
 
 impl std::fmt::Display for DType {

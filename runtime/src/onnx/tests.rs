@@ -54,14 +54,19 @@ fn lengths_are_not_believed() {
     // A graph that claims to be 2^60 bytes long, and one that is nested in itself as often as it fits.
     let huge = [0x3a, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
     assert!(matches!(read(&huge), Err(WireError::Truncated { .. })));
-    let nodes: Vec<u8> = std::iter::repeat_n([0x0a, 0x00], MAX_NODES + 1).flatten().collect();
-    let mut many = vec![0x3a];
-    let mut len = nodes.len();
-    while len >= 0x80 {
-        many.push((len & 0x7f) as u8 | 0x80);
-        len >>= 7;
-    }
-    many.push(len as u8);
-    many.extend(nodes);
+    let graph_of = |node: &[u8]| {
+        let mut len = node.len() * (MAX_NODES + 1);
+        let mut file = vec![0x3a];
+        while len >= 0x80 {
+            file.push((len & 0x7f) as u8 | 0x80);
+            len >>= 7;
+        }
+        file.push(len as u8);
+        file.extend(node.repeat(MAX_NODES + 1));
+        file
+    };
+    let many = graph_of(&[0x0a, 0x03, 0x22, 0x01, b'A']);
     assert!(matches!(read(&many), Err(WireError::TooMany { of: "nodes", .. })));
+    // What takes two bytes of the file and hundreds of memory.
+    assert!(matches!(read(&graph_of(&[0x0a, 0x00])), Err(WireError::Malformed { what: "a node", .. })));
 }
