@@ -1,6 +1,12 @@
 //! Demonstrations of Inlay on real data.
 #![forbid(unsafe_code)]
 
+/// Drawing.
+pub mod svg;
+
+/// Quality against bytes.
+pub mod quality;
+
 /// Ten people, one smartwatch model each, one adapter each.
 pub mod watch;
 

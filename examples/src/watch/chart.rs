@@ -2,16 +2,10 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
-
-use resvg::tiny_skia::{Pixmap, Transform};
-use resvg::usvg::{Options, Tree};
 
 use super::report::{Row, mean};
 use crate::Result;
-
-/// Pixels of the PNG for one unit of the SVG.
-const PNG_SCALE: f32 = 2.0;
+use crate::svg::{GRID, INK, MUTED, Page, png};
 
 const WIDTH: f64 = 1200.0;
 /// Left and right end of the accuracy axis.
@@ -22,10 +16,7 @@ const ROW: f64 = 40.0;
 /// Right edges of the columns beside the axis.
 const COLUMNS: [f64; 3] = [1000.0, 1066.0, 1136.0];
 
-const INK: &str = "#0f172a";
-const MUTED: &str = "#64748b";
 const BAND: &str = "#f8fafc";
-const GRID: &str = "#e2e8f0";
 const BASE: &str = "#94a3b8";
 const GAIN: &str = "#0d9488";
 const LOSS: &str = "#e11d48";
@@ -40,7 +31,7 @@ pub fn svg(rows: &[Row]) -> String {
     let mean_y = TOP + ROW * rows.len() as f64 + 16.0;
     let height = mean_y + 142.0;
 
-    let mut page = Page::new(height);
+    let mut page = Page::new(WIDTH, height);
     header(&mut page, &rows);
     for index in (0..rows.len()).step_by(2) {
         let top = TOP + ROW * index as f64 - ROW / 2.0;
@@ -53,22 +44,6 @@ pub fn svg(rows: &[Row]) -> String {
     total(&mut page, scale, mean_y, &rows);
     footer(&mut page, height, &rows);
     page.finish()
-}
-
-/// Renders an SVG document of [`svg`] to a PNG file's bytes, with the fonts that come with the demo.
-///
-/// # Errors
-/// When `svg` is not an SVG document.
-pub fn png(svg: &str) -> Result<Vec<u8>> {
-    let mut options = Options { font_family: "Inter".into(), ..Options::default() };
-    let fonts = Arc::make_mut(&mut options.fontdb);
-    fonts.load_font_data(include_bytes!("../../fonts/Inter-Regular.ttf").to_vec());
-    fonts.load_font_data(include_bytes!("../../fonts/Inter-SemiBold.ttf").to_vec());
-    let tree = Tree::from_str(svg, &options)?;
-    let size = tree.size().to_int_size().scale_by(PNG_SCALE).ok_or("the chart has no area")?;
-    let mut pixels = Pixmap::new(size.width(), size.height()).ok_or("the chart has no area")?;
-    resvg::render(&tree, Transform::from_scale(PNG_SCALE, PNG_SCALE), &mut pixels.as_mut());
-    Ok(pixels.encode_png()?)
 }
 
 /// Draws `rows` to `watch.svg` and `watch.png` in `folder`.
@@ -94,60 +69,21 @@ impl Scale {
     }
 }
 
-/// An SVG document that is being written.
-struct Page(String);
+fn base_mark(page: &mut Page, x: f64, y: f64) {
+    page.push(format_args!(
+        r##"<circle cx="{x:.1}" cy="{y:.1}" r="6.5" fill="#ffffff" stroke="{BASE}" stroke-width="3"/>"##
+    ));
+}
 
-impl Page {
-    fn new(height: f64) -> Self {
-        let mut page = Page(String::new());
-        page.push(format_args!(
-            r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="Inter, system-ui, 'Segoe UI', Helvetica, Arial, sans-serif">
-<rect width="100%" height="100%" rx="16" fill="#ffffff"/>"##
-        ));
-        page
-    }
+fn own_mark(page: &mut Page, x: f64, y: f64, color: &str) {
+    page.push(format_args!(
+        r##"<circle cx="{x:.1}" cy="{y:.1}" r="8.5" fill="{color}" stroke="#ffffff" stroke-width="2"/>"##
+    ));
+}
 
-    fn push(&mut self, element: std::fmt::Arguments<'_>) {
-        let _ = writeln!(self.0, "{element}");
-    }
-
-    /// `style`: anchor, size, weight, colour.
-    fn text(&mut self, x: f64, y: f64, style: (&str, u32, u32, &str), text: &str) {
-        let (anchor, size, weight, fill) = style;
-        let text = text.replace('&', "&amp;").replace('<', "&lt;");
-        self.push(format_args!(
-            r#"<text x="{x:.1}" y="{y:.1}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{fill}">{text}</text>"#
-        ));
-    }
-
-    fn line(&mut self, from: (f64, f64), to: (f64, f64), color: &str, width: f64) {
-        self.push(format_args!(
-            r#"<path d="M{:.1} {:.1}L{:.1} {:.1}" stroke="{color}" stroke-width="{width}" stroke-linecap="round"/>"#,
-            from.0, from.1, to.0, to.1
-        ));
-    }
-
-    fn base_mark(&mut self, x: f64, y: f64) {
-        self.push(format_args!(
-            r##"<circle cx="{x:.1}" cy="{y:.1}" r="6.5" fill="#ffffff" stroke="{BASE}" stroke-width="3"/>"##
-        ));
-    }
-
-    fn own_mark(&mut self, x: f64, y: f64, color: &str) {
-        self.push(format_args!(
-            r##"<circle cx="{x:.1}" cy="{y:.1}" r="8.5" fill="{color}" stroke="#ffffff" stroke-width="2"/>"##
-        ));
-    }
-
-    fn other_mark(&mut self, x: f64, y: f64) {
-        self.line((x - 4.5, y - 4.5), (x + 4.5, y + 4.5), OTHER, 2.5);
-        self.line((x - 4.5, y + 4.5), (x + 4.5, y - 4.5), OTHER, 2.5);
-    }
-
-    fn finish(mut self) -> String {
-        self.0.push_str("</svg>\n");
-        self.0
-    }
+fn other_mark(page: &mut Page, x: f64, y: f64) {
+    page.line((x - 4.5, y - 4.5), (x + 4.5, y + 4.5), OTHER, 2.5);
+    page.line((x - 4.5, y + 4.5), (x + 4.5, y - 4.5), OTHER, 2.5);
 }
 
 fn percent(accuracy: f64) -> String {
@@ -182,9 +118,9 @@ fn header(page: &mut Page, rows: &[Row]) {
     ];
     for (index, (anchor, x, label, fill, value)) in means.into_iter().enumerate() {
         match index {
-            0 => page.base_mark(x + 7.0, 156.0),
-            1 => page.own_mark(x + 8.0, 156.0, GAIN),
-            _ => page.other_mark(x + 6.0, 156.0),
+            0 => base_mark(page, x + 7.0, 156.0),
+            1 => own_mark(page, x + 8.0, 156.0, GAIN),
+            _ => other_mark(page, x + 6.0, 156.0),
         }
         page.text(x + 24.0, 165.0, (anchor, 26, 600, if index == 0 { INK } else { fill }), &percent(value));
         page.text(x + 24.0, 187.0, (anchor, 14, 400, MUTED), label);
@@ -215,10 +151,10 @@ fn person(page: &mut Page, scale: Scale, y: f64, row: &Row) {
 
 fn dumbbell(page: &mut Page, scale: Scale, y: f64, (base, own, other): (f64, f64, f64), color: &str) {
     page.line((scale.x(base), y), (scale.x(own), y), color, 5.0);
-    page.other_mark(scale.x(other), y);
-    page.base_mark(scale.x(base), y);
+    other_mark(page, scale.x(other), y);
+    base_mark(page, scale.x(base), y);
     if own != base {
-        page.own_mark(scale.x(own), y, color);
+        own_mark(page, scale.x(own), y, color);
     }
 }
 
@@ -258,6 +194,8 @@ fn footer(page: &mut Page, height: f64, rows: &[Row]) {
 
 #[cfg(test)]
 mod tests {
+    use resvg::tiny_skia::Pixmap;
+
     use super::*;
 
     fn rows() -> Vec<Row> {
@@ -287,9 +225,7 @@ mod tests {
 
     #[test]
     fn every_character_is_in_the_vendored_fonts() {
-        // As in fonts/make_fonts.py.
-        let known = |c: char| c == '\n' || (' '..='~').contains(&c) || "–—·×−•…±°".contains(c);
-        let missing: String = svg(&rows()).chars().filter(|c| !known(*c)).collect();
+        let missing: String = svg(&rows()).chars().filter(|c| !crate::svg::is_in_fonts(*c)).collect();
         assert_eq!(missing, "");
     }
 
