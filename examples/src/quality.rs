@@ -11,6 +11,8 @@ pub mod cases;
 pub mod chart;
 /// What a case's folder holds.
 pub mod data;
+/// Classes that come later.
+pub mod enrolment;
 /// The figures: as JSON, and what is computed of them.
 pub mod figures;
 /// The figures as a page.

@@ -23,6 +23,8 @@ pub struct Case {
     pub seeds: u64,
     /// So many people of each fold choose the learning rates.
     pub rehearsing: usize,
+    /// Whether a head has to learn the last class when it knows the others: a calibration has few samples of each.
+    pub enrols: bool,
     /// What is compared.
     pub families: &'static [Family],
     /// The models, and the people whom each of them never saw.

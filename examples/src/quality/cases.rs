@@ -21,6 +21,7 @@ const WATCH: Case = Case {
     batch_size: 32,
     seeds: 3,
     rehearsing: usize::MAX,
+    enrols: false,
     families: &[
         Family { kind: "lora", sizes: RANKS, place: "everywhere", targets: "", export: &[] },
         Family { kind: "lora", sizes: RANKS, place: "linears", targets: "fc*", export: &[] },
@@ -52,6 +53,7 @@ const VOWELS: Case = Case {
     batch_size: 33,
     seeds: 3,
     rehearsing: usize::MAX,
+    enrols: true,
     families: &[
         Family { kind: "lora", sizes: RANKS, place: "everywhere", targets: "", export: &[] },
         Family { kind: "lora", sizes: RANKS, place: "last layer", targets: "fc3", export: &[] },
@@ -88,6 +90,7 @@ const HANDWRITING: Case = Case {
     batch_size: 47,
     seeds: 1,
     rehearsing: 1,
+    enrols: true,
     families: &[
         Family { kind: "lora", sizes: &[1, 2, 4], place: "everywhere", targets: "", export: &[] },
         Family { kind: "lora", sizes: RANKS, place: "linears", targets: "fc*", export: &[] },
@@ -120,6 +123,7 @@ const COMMANDS: Case = Case {
     batch_size: 16,
     seeds: 1,
     rehearsing: 1,
+    enrols: false,
     families: &[
         Family { kind: "lora", sizes: &[1, 2, 4], place: "queries, values", targets: QUERY_VALUE, export: &[] },
         Family { kind: "lora", sizes: &[1], place: "all linears", targets: "encoder.layer.*,classifier", export: &[] },

@@ -3,6 +3,7 @@ use std::path::Path;
 use inlay_runtime::Dtype;
 use serde::{Deserialize, Serialize};
 
+use super::enrolment::Enrolment;
 use crate::Result;
 
 /// The figures of a case.
@@ -14,6 +15,8 @@ pub struct Figures {
     pub base: Vec<f64>,
     /// Accuracy of the base on what everybody does, a person each (%); empty where there is no such test.
     pub base_standard: Vec<f64>,
+    /// How a class is enrolled that comes later, where that was tried.
+    pub enrolment: Option<Enrolment>,
     /// Seeds a person.
     pub seeds: u64,
     /// A row for each size of each family.
@@ -33,7 +36,7 @@ pub struct Row {
     pub lr: f32,
     /// Numbers that are trained.
     pub parameters: usize,
-    /// Time of a step (ms), the median of the runs' medians.
+    /// Time of a step (ms): the median of the steps of a run, the least of the runs.
     pub ms_per_step: f64,
     /// What became of it at each dtype of the record.
     pub stored: Vec<Stored>,

@@ -10,6 +10,7 @@ use super::figures::{Figures, Row, Spread};
 pub fn page(cases: &[(Case, Figures)]) -> String {
     let mut text = String::from(INTRODUCTION);
     payloads(&mut text, cases);
+    enrolments(&mut text, cases);
     for (case, figures) in cases {
         section(&mut text, case, figures);
     }
@@ -33,7 +34,7 @@ What each adapter kind gains on people whom the base never saw, at which size of
 - **full** is `dense+bias` everywhere: full fine-tuning of every linear and convolution, as an adapter. A head starts from the means of the classes, all else at the base.
 - **lift**: gained accuracy in percentage points, mean over people and seeds; sd and range over these runs; *worse* is the part of the runs that end below the base.
   Columns int8 and int4 are the mean difference to the lift at f32.
-- **ms a step**: CPU, one thread, on a machine that had other work to do: compare within a table only. *of full* is the fraction of full fine-tuning's lift, bytes and time.
+- **ms a step**: CPU, one thread, the median step of the fastest run, on a machine that had other work to do: compare within a table only. *of full* is the fraction of full fine-tuning's lift, bytes and time.
 ";
 
 fn payloads(text: &mut String, cases: &[(Case, Figures)]) {
@@ -59,6 +60,25 @@ fn payloads(text: &mut String, cases: &[(Case, Figures)]) {
             worst(Dtype::Int8),
             points(mean(Dtype::Int4)),
             worst(Dtype::Int4),
+        );
+    }
+}
+
+fn enrolments(text: &mut String, cases: &[(Case, Figures)]) {
+    let _ = writeln!(text, "\n## A class that comes later\n");
+    let _ = writeln!(
+        text,
+        "A head from the class means of all classes but the last, to which the last is then added by `prototypes`: no training. Accuracy on test samples, mean over people.\n"
+    );
+    let _ = writeln!(
+        text,
+        "| case | samples of the new class | the new class | the others before | and after |\n|---|---|---|---|---|"
+    );
+    for (case, found) in cases.iter().filter_map(|(case, figures)| Some((case, figures.enrolment?))) {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.1} % | {:.1} % | {:.1} % |",
+            case.title, found.samples, found.new, found.others_before, found.others_after
         );
     }
 }
