@@ -21,7 +21,7 @@ pub struct Case {
     pub batch_size: usize,
     /// Seeds a person: 1, 2, ...
     pub seeds: u64,
-    /// So many people of each fold choose the learning rates.
+    /// So many people choose the learning rates, the first of each fold in turn.
     pub rehearsing: usize,
     /// Whether a head has to learn the last class when it knows the others: a calibration has few samples of each.
     pub enrols: bool,

@@ -19,11 +19,11 @@ const WATCH: Case = Case {
     classes: 7,
     steps: 200,
     batch_size: 32,
-    seeds: 3,
-    rehearsing: 1,
+    seeds: 2,
+    rehearsing: 3,
     enrols: false,
     families: &[
-        Family { kind: "lora", sizes: &[1, 4], place: "everywhere", targets: "", export: &[] },
+        Family { kind: "lora", sizes: &[1], place: "everywhere", targets: "", export: &[] },
         Family { kind: "lora", sizes: RANKS, place: "linears", targets: "fc*", export: &[] },
         Family { kind: "lora", sizes: RANKS, place: "last layer", targets: "fc2", export: &[] },
         Family { kind: "lora-xs", sizes: &[4, 8], place: "linears", targets: "fc1", export: &["--basis", "{size}"] },
@@ -52,7 +52,7 @@ const VOWELS: Case = Case {
     steps: 200,
     batch_size: 33,
     seeds: 3,
-    rehearsing: 1,
+    rehearsing: 5,
     enrols: true,
     families: &[
         Family { kind: "lora", sizes: RANKS, place: "everywhere", targets: "", export: &[] },
@@ -89,7 +89,7 @@ const HANDWRITING: Case = Case {
     steps: 80,
     batch_size: 47,
     seeds: 1,
-    rehearsing: 1,
+    rehearsing: 2,
     enrols: true,
     families: &[
         Family { kind: "lora", sizes: &[2], place: "everywhere", targets: "", export: &[] },
@@ -119,7 +119,7 @@ const COMMANDS: Case = Case {
             the templates of home-assistant-intents (`examples/commands`). A person calibrates on two wordings of each phrase, together with two standard sentences an intent \
             against forgetting, and is tested on two further wordings; the standard test has 161 sentences of templates that the base has not seen.",
     classes: 42,
-    steps: 50,
+    steps: 40,
     batch_size: 16,
     seeds: 1,
     rehearsing: 1,

@@ -29,7 +29,7 @@ What each adapter kind gains on people whom the base never saw, at which size of
 - **Base**: exported to int8, frozen; of each case several models, each of which never saw the people it is tested on.
 - **Adapter**: trained through the public API on a person's calibration samples, written as a record at each payload dtype, read back, and tested on samples that
   neither base nor adapter has seen. One training a person and seed; the dtypes are of the same training. No verdict: an adapter that harms is counted, not refused.
-- **Learning rate**: for each kind and place the one of 0.001, 0.003, 0.01, 0.03 that does best on a part of the calibration, held back in a rehearsal with the middle size and seed 1. AdamW, constant
+- **Learning rate**: for each kind and place the one of 0.001, 0.003, 0.01, 0.03 that does best on a part of the calibration that is held back, in a rehearsal of one to five of the people with the middle size and seed 1. AdamW, constant
   rate, the same steps for every kind of a case.
 - **full** is `dense+bias` everywhere: full fine-tuning of every linear and convolution, as an adapter. A head starts from the means of the classes, all else at the base.
 - **lift**: gained accuracy in percentage points, mean over people and seeds; sd and range over these runs; *worse* is the part of the runs that end below the base.

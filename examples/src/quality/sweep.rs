@@ -29,7 +29,7 @@ pub struct Options {
     pub out: PathBuf,
     /// CPU threads.
     pub threads: usize,
-    /// A shorter run: so many people, one seed, so many steps, the first learning rate.
+    /// A shorter run: so many people, one seed, one size a family, so many steps, the first learning rate.
     pub short: Option<Short>,
 }
 
@@ -65,7 +65,8 @@ pub fn run(case: &Case, options: &Options, observe: &mut dyn FnMut(&Row)) -> Res
     };
     for family in case.families {
         let lr = if options.short.is_some() { RATES[0] } else { sweep.choose_rate(family)? };
-        for &size in family.sizes {
+        let middle = [family.middle()];
+        for &size in if options.short.is_some() { &middle[..] } else { family.sizes } {
             let row = sweep.row(family, size, lr, &figures)?;
             observe(&row);
             figures.rows.push(row);
@@ -111,9 +112,12 @@ impl Sweep<'_> {
     fn choose_rate(&mut self, family: &Family) -> Result<f32> {
         let mut scores = [(0.0, 0.0); RATES.len()];
         let size = family.middle();
-        for at in 0..self.folds.len() {
+        let folds = self.folds.len();
+        for at in 0..folds.min(self.case.rehearsing) {
             let mut session = self.session(at, family.export_args(size))?;
-            for person in self.folds[at].people.iter().take(self.case.rehearsing) {
+            // The folds share them out.
+            let people = (self.case.rehearsing - at).div_ceil(folds);
+            for person in self.folds[at].people.iter().take(people) {
                 for (score, lr) in scores.iter_mut().zip(RATES) {
                     let (adapter, _) = self.train(&mut session, &person.rehearsal, family, size, lr, 1)?;
                     session.set_adapter(Some(adapter))?;
