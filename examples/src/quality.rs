@@ -1,6 +1,6 @@
 //! Quality against bytes: what each adapter kind gains on real data, at which size of its record.
 //!
-//! A [`Case`](case::Case) is data of several people and models that never saw them; its families of adapters are trained for
+//! A `case::Case` is data of several people and models that never saw them; its families of adapters are trained for
 //! each person and seed, stored at each payload dtype, opened again and tested.
 
 /// What is measured on: people, models, families of adapters.
