@@ -7,6 +7,7 @@ mod bottleneck;
 mod ia3;
 mod lora;
 pub mod prompt;
+pub(crate) mod remove;
 
 use inlay_format::kinds::{IA3, IN_FILE, parameters};
 use inlay_format::points::{Point, check_all};

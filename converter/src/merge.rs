@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use inlay_format::points::{LoraName, Point, PointOp};
+use inlay_format::points::{Point, PointOp};
 use inlay_format::quant::Layout;
-use inlay_runtime::merge::{MergeOptions, Merged, MergedPoint, Requantization};
+use inlay_runtime::merge::{MergeOptions, Merged, MergedBias, MergedPoint, Requantization};
 use inlay_runtime::{Adapter, Base};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::export::{expect_replaceable, publish, resolve, temporary_folder};
 use crate::graph::{Attribute, Graph, Node};
+use crate::insert::remove::remove;
 use crate::quantize::{Packing, scale_name};
 use crate::read::read;
 use crate::tensor::{DType, Tensor};
@@ -84,10 +85,10 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     let file = if folder.is_dir() { folder.join(MODEL_FILE) } else { folder.to_owned() };
     let mut graph = read(&file)?.graph;
     for point in base.points() {
-        remove_branch(&mut graph, point).ok_or_else(|| Error::NotExported {
+        remove(&mut graph, point).ok_or_else(|| Error::NotExported {
             path: file.clone(),
             detail: format!(
-                "the branch of point {:?} is not as the converter writes it; re-export the model",
+                "what is inserted at point {:?} is not as the converter writes it; re-export the model",
                 point.path
             ),
         })?;
@@ -95,6 +96,13 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     for point in merged.points() {
         let place = base.points().iter().find(|place| place.path == point.path);
         replace_weight(&mut graph, place.expect("merged points are the base's"), point)?;
+        for MergedBias { node, input, values } in &point.biases {
+            let name = graph.fresh_name(&format!("{}.merged_bias", point.path));
+            let values = Tensor::from_f32(values.shape(), values.floats().expect("biases are floats"));
+            graph.constants.insert(name.clone(), values);
+            let node = graph.nodes.iter_mut().find(|known| known.name == *node);
+            node.expect("the base's nodes are those of its file").inputs[*input] = name;
+        }
     }
     graph.sweep();
     graph.sort()?;
@@ -107,30 +115,11 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     Ok(MergeReport { points, model_bytes, data_bytes: written.data_bytes })
 }
 
-/// Takes the LoRA branch of a point out of the graph.
-fn remove_branch(graph: &mut Graph, point: &Point<String>) -> Option<()> {
-    let (a, b) = (LoraName::a(&point.path).to_string(), LoraName::b(&point.path).to_string());
-    let uses = |graph: &Graph, value: &str| graph.nodes.iter().position(|n| n.inputs.iter().any(|i| i == value));
-    let (down, up) = (uses(graph, &a)?, uses(graph, &b)?);
-    let branch = graph.nodes[up].output().to_owned();
-    let add = uses(graph, &branch).filter(|&add| graph.nodes[add].is("Add"))?;
-    let output = graph.nodes[add].output().to_owned();
-    let base = graph.nodes[add].inputs.iter().find(|input| **input != branch)?.clone();
-    let maker = graph.nodes.iter_mut().find(|node| node.name == point.node && node.output() == base)?;
-    maker.outputs[0] = output;
-    let mut at = 0;
-    graph.nodes.retain(|_| {
-        at += 1;
-        ![down, up, add].contains(&(at - 1))
-    });
-    Some(())
-}
-
 /// Lets the node of a point use the merged weight.
 fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint) -> Result<()> {
     let weight = &point.weight;
     let at = graph.nodes.iter().position(|node| node.name == point.node);
-    let at = at.expect("the branch of every point was found at its node");
+    let at = at.expect("the base has a weight at each merged point");
     if graph.nodes[at].op_type == weight.scheme().spellings()[0].op_type.unwrap_or_default() {
         return replace_packed(graph, at, point);
     }

@@ -14,12 +14,20 @@ use crate::adapters::{Adapter, AdapterError, Site};
 use crate::base::Base;
 use crate::plan::node_weight;
 
+mod bias;
+
+pub use bias::MergedBias;
+
 /// What merging does to the weight W [K, N] of a point: K are its inputs (of a convolution, C_in times the kernel), N its
-/// outputs.
+/// outputs. Differences come before factors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Merge {
     /// `W += delta`, delta [K, N], row-major.
     Add(Vec<f32>),
+    /// Every output times its factor [N], the bias included: a factor of a scale where the weight has scales.
+    ScaleOutputs(Vec<f32>),
+    /// Every input times its factor [K]; only in weights without scales, which inputs share.
+    ScaleInputs(Vec<f32>),
 }
 
 /// How merged weights are stored.
@@ -64,6 +72,16 @@ pub enum MergeError {
         path: String,
         /// Its node.
         node: String,
+    },
+    /// Factors of inputs, and a weight whose scales belong to outputs.
+    #[error(
+        "point \"{path}\": factors of inputs cannot be merged into {scheme}, whose scales belong to outputs; keep merged weights as floats (--keep-float), or use the adapter as it is"
+    )]
+    ScaledInputs {
+        /// The point.
+        path: String,
+        /// Name of the scheme.
+        scheme: &'static str,
     },
     /// The adapter is larger than floats are.
     #[error("point \"{path}\": the merged weight is not finite; train the adapter again with a lower learning rate")]
@@ -116,8 +134,10 @@ pub struct MergedPoint {
     pub node: String,
     /// The weight. Its name is that of the base's.
     pub weight: Weight,
-    /// What storing it cost; `None` where it is f32, exact to rounding.
+    /// What storing it cost; `None` where it is f32, or only its scales changed: exact to rounding.
     pub requantization: Option<Requantization>,
+    /// The biases that change with it.
+    pub biases: Vec<MergedBias>,
 }
 
 /// The weights of a base that an adapter changes, changed.
@@ -141,15 +161,17 @@ impl Merged {
             return Err(AdapterError::ChangesNothing.into());
         }
         let merges = adapter.to_lora(base)?.merges(base).map_err(|kind| MergeError::Kind { kind })?;
-        let mut changes: Vec<(Site, Vec<f32>)> = Vec::new();
-        for (site, Merge::Add(delta)) in merges {
+        let mut changes: Vec<Change> = Vec::new();
+        for (site, merge) in merges {
             // Several parts of an adapter may change one weight.
-            match changes.iter_mut().find(|(known, _)| known.node == site.node) {
-                Some((_, sum)) => sum.iter_mut().zip(delta).for_each(|(sum, delta)| *sum += delta),
-                None => changes.push((site, delta)),
-            }
+            let known = changes.iter().position(|known| known.site.node == site.node);
+            let at = known.unwrap_or_else(|| {
+                changes.push(Change { site, add: None, outputs: None, inputs: None });
+                changes.len() - 1
+            });
+            changes[at].include(merge);
         }
-        let points = changes.into_iter().map(|(site, delta)| merged(base, site, delta, options));
+        let points = changes.into_iter().map(|change| change.apply(base, options));
         let points = points.collect::<Result<Vec<_>, _>>()?;
         let by_node = points.iter().enumerate().map(|(i, point)| (point.node.clone(), i)).collect();
         Ok(Merged { points, by_node })
@@ -164,39 +186,103 @@ impl Merged {
     pub(crate) fn weight(&self, node: &str) -> Option<&Weight> {
         self.by_node.get(node).map(|&i| &self.points[i].weight)
     }
+
+    /// The changed bias that a node reads.
+    pub(crate) fn bias(&self, node: &str) -> Option<&MergedBias> {
+        self.points.iter().flat_map(|point| &point.biases).find(|bias| bias.node == node)
+    }
 }
 
 fn is_float(scheme: &dyn Scheme) -> bool {
     matches!(scheme.sizes(Layout::NK, [2, 2], Form::WHOLE), Some(Sizes { scales: 0, .. }))
 }
 
-fn merged(base: &Base, site: Site, delta: Vec<f32>, options: &MergeOptions) -> Result<MergedPoint, MergeError> {
-    let Site { path, node, .. } = site;
-    let weight = node_weight(base.graph(), &node);
-    let weight = weight.ok_or_else(|| MergeError::NoWeight { path: path.clone(), node: node.clone() })?;
-    let (dims, layout) = ([weight.k(), weight.n()], weight.layout());
-    let mut values = floats(&weight);
-    for k in 0..dims[0] {
-        for n in 0..dims[1] {
-            values[layout.index(dims, [k, n])] += delta[k * dims[1] + n];
+/// All that happens to one weight.
+struct Change {
+    site: Site,
+    add: Option<Vec<f32>>,
+    outputs: Option<Vec<f32>>,
+    inputs: Option<Vec<f32>>,
+}
+
+impl Change {
+    fn include(&mut self, merge: Merge) {
+        let (all, more, join): (_, _, fn(&mut f32, f32)) = match merge {
+            Merge::Add(delta) => (&mut self.add, delta, |sum, delta| *sum += delta),
+            Merge::ScaleOutputs(factors) => (&mut self.outputs, factors, |product, factor| *product *= factor),
+            Merge::ScaleInputs(factors) => (&mut self.inputs, factors, |product, factor| *product *= factor),
+        };
+        match all {
+            Some(all) => all.iter_mut().zip(more).for_each(|(all, more)| join(all, more)),
+            None => *all = Some(more),
         }
     }
-    let change = norm(delta.into_iter());
-    let scheme = options.keep_float.unwrap_or(weight.scheme());
-    let fail = |source| MergeError::Weight { path: path.clone(), source };
-    let form = if options.keep_float.is_some() { Form::WHOLE } else { weight.form() };
-    let stored = store(weight.name(), (scheme, form), layout, dims, &values, fail)?
-        .map_err(|_| MergeError::NotFinite { path: path.clone() })?;
-    let requantization = (scheme.name() != F32.name()).then(|| {
-        let errors = || floats(&stored).into_iter().zip(&values).map(|(stored, value)| stored - value);
-        let error = norm(errors());
-        Requantization {
-            relative: error / norm(values.iter().copied()).max(f64::MIN_POSITIVE),
-            of_change: error / change.max(f64::MIN_POSITIVE),
-            largest: errors().fold(0.0, |largest, error| error.abs().max(largest)),
+
+    fn apply(self, base: &Base, options: &MergeOptions) -> Result<MergedPoint, MergeError> {
+        let Change { site: Site { path, node, .. }, add, outputs, inputs } = self;
+        let no_weight = || MergeError::NoWeight { path: path.clone(), node: node.clone() };
+        let weight = node_weight(base.graph(), &node).ok_or_else(no_weight)?;
+        let scheme = options.keep_float.unwrap_or(weight.scheme());
+        let has_scales = !is_float(scheme);
+        if inputs.is_some() && has_scales {
+            return Err(MergeError::ScaledInputs { path, scheme: scheme.name() });
         }
-    });
-    Ok(MergedPoint { path, node, weight: stored, requantization })
+        let biases = match &outputs {
+            Some(factors) => bias::scaled(base.graph(), &path, &node, factors).ok_or_else(no_weight)?,
+            None => Vec::new(),
+        };
+        let (of_scales, of_elements) = if has_scales { (outputs, None) } else { (None, outputs) };
+        let (mut stored, mut requantization) = (weight.clone(), None);
+        if !has_scales || add.is_some() {
+            let (dims, layout) = ([weight.k(), weight.n()], weight.layout());
+            let mut values = floats(&weight);
+            let mut square = 0.0;
+            for k in 0..dims[0] {
+                let input = inputs.as_ref().map_or(1.0, |factors| factors[k]);
+                for n in 0..dims[1] {
+                    let value = &mut values[layout.index(dims, [k, n])];
+                    let was = f64::from(*value);
+                    *value += add.as_ref().map_or(0.0, |delta| delta[k * dims[1] + n]);
+                    *value *= of_elements.as_ref().map_or(1.0, |factors| factors[n]) * input;
+                    square += (f64::from(*value) - was).powi(2);
+                }
+            }
+            let fail = |source| MergeError::Weight { path: path.clone(), source };
+            let form = if options.keep_float.is_some() { Form::WHOLE } else { weight.form() };
+            stored = store(weight.name(), (scheme, form), layout, dims, &values, fail)?
+                .map_err(|_| MergeError::NotFinite { path: path.clone() })?;
+            requantization = (scheme.name() != F32.name()).then(|| lost(&stored, &values, square.sqrt()));
+        }
+        if let Some(factors) = of_scales {
+            stored = times(&stored, &factors, &path)?;
+        }
+        Ok(MergedPoint { path, node, weight: stored, requantization, biases })
+    }
+}
+
+/// How far a stored weight is from the values that it stores, which were changed by `change`.
+fn lost(stored: &Weight, values: &[f32], change: f64) -> Requantization {
+    let errors = || floats(stored).into_iter().zip(values).map(|(stored, value)| stored - value);
+    let error = norm(errors());
+    Requantization {
+        relative: error / norm(values.iter().copied()).max(f64::MIN_POSITIVE),
+        of_change: error / change.max(f64::MIN_POSITIVE),
+        largest: errors().fold(0.0, |largest, error| error.abs().max(largest)),
+    }
+}
+
+/// A weight with each output's scales times its factor. The elements are those of `weight`, and are not copied.
+fn times(weight: &Weight, factors: &[f32], path: &str) -> Result<Weight, MergeError> {
+    let view = weight.view();
+    let of_one = view.parts.scales.len() / factors.len().max(1);
+    let scales: Vec<f32> =
+        view.parts.scales.iter().enumerate().map(|(i, scale)| scale * factors[i / of_one.max(1)]).collect();
+    if !scales.iter().all(|scale| scale.is_finite()) {
+        return Err(MergeError::NotFinite { path: path.to_owned() });
+    }
+    let packed = Packed { scales: Some(Window::from_floats(&scales)), ..weight.packed().clone() };
+    Weight::new(weight.name(), weight.scheme(), weight.layout(), [weight.k(), weight.n()], packed)
+        .map_err(|source| MergeError::Weight { path: path.to_owned(), source })
 }
 
 /// All elements, in the order of memory.

@@ -2,6 +2,7 @@ use inlay_format::kinds::IA3;
 
 use super::{AdapterError, AdapterKind, Insertion, Settings, Site, Size};
 use crate::base::Base;
+use crate::merge::Merge;
 use crate::random::Random;
 
 /// (IA)3 (Liu et al., 2022): `y = l * base(x)`, bias included; at feed-forward points `y = base(l * x)`. Starts at ones.
@@ -49,5 +50,11 @@ impl AdapterKind for Ia3 {
 
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         tensors.iter().flatten().all(|l| *l == 1.0)
+    }
+
+    fn merge(&self, site: &Site, _: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        let [factors] = tensors else { return None };
+        let merge = if site.point().feedforward { Merge::ScaleInputs } else { Merge::ScaleOutputs };
+        Some(merge(factors.clone()))
     }
 }

@@ -9,6 +9,7 @@ use super::frozen::Frozen;
 use super::{Binding, PlanError, PlanRequest};
 use crate::base::{Constant, Port};
 use crate::graph::{Attributes, DType, Graph, HostTensor, Node, ValueId};
+use crate::merge::Merged;
 use crate::onnx::Dim;
 use crate::ops::{self, Input, NodeView, Op, Simplified, TensorType};
 
@@ -109,8 +110,7 @@ pub(crate) fn analyze(graph: &Graph, request: &PlanRequest<'_>) -> Result<Analys
         }
     }
     for node in &graph.nodes {
-        let merged = request.merged.is_some_and(|merged| merged.weight(&node.name).is_some());
-        classify(graph, node, merged, &mut analysis, &mut ids)?;
+        classify(graph, node, request.merged, &mut analysis, &mut ids)?;
     }
     let value_of = |id: &ValueId| ids[id.index()].expect("every value of the graph was visited");
     analysis.outputs = graph.output_ids.iter().map(value_of).collect();
@@ -203,7 +203,7 @@ fn known(
             for input in node.inputs.iter().flatten() {
                 known(graph, *input, depth.checked_sub(1)?, analysis, ids)?;
             }
-            classify(graph, node, false, analysis, ids).ok()?;
+            classify(graph, node, None, analysis, ids).ok()?;
         }
     }
     ids[id.index()]
@@ -212,7 +212,7 @@ fn known(
 fn classify(
     graph: &Graph,
     node: &Node,
-    merged: bool,
+    merged: Option<&Merged>,
     analysis: &mut Analysis,
     ids: &mut [Option<usize>],
 ) -> Result<(), PlanError> {
@@ -224,6 +224,14 @@ fn classify(
         inputs: node.inputs.iter().map(|i| i.as_ref().map(value_of)).collect(),
         outputs: vec![None; node.outputs.len()],
     };
+    if let Some(bias) = merged.and_then(|merged| merged.bias(&node.name)) {
+        let ty = TensorType::new(DType::F32, bias.values.shape());
+        let name = format!("{} merged", node.name);
+        let frozen = Frozen::from_host(&name, &bias.values);
+        let role = Role::Constant { host: Some(Arc::clone(&bias.values)), frozen };
+        step.inputs[bias.input] = Some(analysis.add(name, ty, role));
+    }
+    let merged = merged.is_some_and(|merged| merged.weight(&node.name).is_some());
     let fail = |source| PlanError::node(&node.name, node.op, source);
     let view = analysis.view(&step);
     let types = node.op.infer(&view).map_err(fail)?;
