@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use inlay_format::metadata::FORMAT_KEY;
+use inlay_format::points::PointOp;
 
 use crate::basis;
 use crate::canonicalize::canonicalize;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result, io};
 use crate::insert::insert;
 use crate::kinds::{Kinds, choose};
 use crate::kv_cache;
-use crate::points::candidates;
+use crate::points::{candidates, lookups};
 use crate::quantize::{Quantization, Site, quantize};
 use crate::read::read;
 use crate::report::{PackedWeight, PointReport, Report, Skipped, bytes, notes};
@@ -73,7 +74,8 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         kv_cache::remove(&mut source)?;
     }
     let canonical = canonicalize(&source)?;
-    let all = candidates(&canonical);
+    let mut all = candidates(&canonical);
+    all.extend(lookups(&canonical, &all));
     let chosen = choose(&canonical, &all, &options.targets, &options.kinds)?;
 
     let sites = Site::all(&canonical);
@@ -117,7 +119,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         packed: packed.collect(),
         kept: kept.collect(),
         points: points.iter().zip(&chosen).map(|(p, c)| PointReport::new(p, c.candidate.source.describe())).collect(),
-        skipped: all.iter().filter_map(Skipped::of).collect(),
+        skipped: all.iter().filter(|c| c.op != PointOp::Embedding).filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
         notes: notes(&packing, chosen.iter().map(|c| &c.candidate)),

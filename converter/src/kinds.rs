@@ -107,7 +107,7 @@ impl Default for Kinds {
 pub struct Chosen {
     /// The module.
     pub candidate: Candidate,
-    /// Its kinds, in the order of [`Kind`].
+    /// Its kinds, in the order in which they are inserted.
     pub kinds: Vec<Kind>,
     /// Whether (IA)3 scales its inputs.
     pub feedforward: bool,
@@ -142,7 +142,12 @@ pub fn choose(graph: &Graph, all: &[Candidate], targets: &[String], kinds: &Kind
     let mut chosen: Vec<Chosen> = all.iter().filter_map(of).collect();
     if has(Kind::Prompt) {
         let candidate = prompt::candidate(graph)?;
-        chosen.insert(0, Chosen { candidate, kinds: vec![Kind::Prompt], feedforward: false });
+        let known = chosen.iter().position(|chosen| chosen.candidate.node == candidate.node);
+        let new = || Chosen { candidate, kinds: Vec::new(), feedforward: false };
+        let mut first = known.map_or_else(new, |at| chosen.remove(at));
+        // Its lookup is found before LoRA adds another.
+        first.kinds.insert(0, Kind::Prompt);
+        chosen.insert(0, first);
     }
     Ok(chosen)
 }

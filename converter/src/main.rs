@@ -76,7 +76,8 @@ struct ExportArgs {
     /// Write int4 as DequantizeLinear of operator set 21, not as com.microsoft.MatMulNBits
     #[arg(long)]
     qdq: bool,
-    /// Modules that get a LoRA point: globs over their paths, separated by commas [default: all that can be trained]
+    /// Modules that get a LoRA point: globs over their paths, separated by commas; lookups of embeddings only by globs that match no
+    /// linear [default: all linears and convolutions that can be trained]
     #[arg(long, value_name = "GLOB,...", value_parser = globs)]
     targets: Option<Globs>,
     /// Adapter kinds to prepare for in the file; onnxruntime can run these

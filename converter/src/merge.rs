@@ -173,7 +173,8 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
         }
         _ => {}
     }
-    graph.nodes[at].inputs[1] = value;
+    let input = usize::from(place.op != PointOp::Embedding);
+    graph.nodes[at].inputs[input] = value;
     graph.nodes.splice(0..0, nodes);
     Ok(())
 }

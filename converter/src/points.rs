@@ -99,6 +99,33 @@ pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     found
 }
 
+/// Every lookup of rows of a frozen float table, in the order of the graph, with paths that none of `others` has.
+///
+/// They carry LoRA only where `--targets` names them; see [`select`].
+pub fn lookups(graph: &Graph, others: &[Candidate]) -> Vec<Candidate> {
+    let links = graph.links();
+    let reach = Reach::new(graph, &links);
+    let mut taken: HashSet<String> = others.iter().map(|c| c.path.clone()).collect();
+    let mut found = Vec::new();
+    for node in graph.nodes.iter().filter(|n| n.is("Gather") && n.int("axis").unwrap_or(0) == 0) {
+        let Some((weight, table)) = node.input(0).and_then(|name| Some((name, graph.constants.get(name)?))) else {
+            continue;
+        };
+        let (&[d_in, d_out], DType::F32, None) = (table.dims(), table.dtype, graph.constant_input(node, 1)) else {
+            continue;
+        };
+        let (path, source) = module_path(graph, &links, node, weight);
+        let path = std::iter::once(path.clone())
+            .chain((1..).map(|i| format!("{path}_{i}")))
+            .find(|p| taken.insert(p.clone()))
+            .expect("the suffixes are endless");
+        let (obstacle, kernel, op) = (reach.obstacle(node), Vec::new(), PointOp::Embedding);
+        let (node, weight) = (node.name.clone(), weight.to_owned());
+        found.push(Candidate { path, source, op, node, weight, d_in, d_out, kernel, folded_norm: false, obstacle });
+    }
+    found
+}
+
 fn unsupported(node: &Node, kernel: &[usize], dtype: DType) -> Option<Obstacle> {
     let because =
         |reason, way_out| Some(Obstacle { node: node.name.clone(), op_type: node.op_type.clone(), reason, way_out });
@@ -177,18 +204,23 @@ fn blocked(node: &Node) -> Obstacle {
     }
 }
 
-/// The candidates that `targets` choose: all that can be trained if there are none.
+/// The candidates that `targets` choose: all linears and convolutions that can be trained if there are none. A pattern chooses
+/// lookups only where it matches nothing else, since an adapter of a table has a row for each word.
 ///
 /// # Errors
 /// If a pattern is no glob, matches nothing, or names what cannot be trained; if nothing is left.
 pub fn select(candidates: &[Candidate], targets: &[String]) -> Result<Vec<Candidate>> {
     let mut chosen: HashMap<&str, &Candidate> = HashMap::new();
     if targets.is_empty() {
-        chosen.extend(candidates.iter().filter(|c| c.obstacle.is_none()).map(|c| (c.path.as_str(), c)));
+        let default = candidates.iter().filter(|c| c.obstacle.is_none() && c.op != PointOp::Embedding);
+        chosen.extend(default.map(|c| (c.path.as_str(), c)));
     }
     for pattern in targets {
         let glob = matcher(pattern)?;
-        let matching: Vec<&Candidate> = candidates.iter().filter(|c| glob.is_match(&c.path)).collect();
+        let mut matching: Vec<&Candidate> = candidates.iter().filter(|c| glob.is_match(&c.path)).collect();
+        if matching.iter().any(|c| c.op != PointOp::Embedding) {
+            matching.retain(|c| c.op != PointOp::Embedding);
+        }
         if matching.is_empty() {
             return Err(Error::TargetMatchesNothing { pattern: pattern.clone(), available: some_paths(candidates) });
         }

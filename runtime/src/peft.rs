@@ -2,7 +2,8 @@
 //!
 //! Reading leaves nothing over in silence: a setting that changes what the adapter computes, a tensor that belongs to no
 //! insertion point and a module that the base does not have are errors. PEFT stores A as `[r, d_in]` and B as `[d_out, r]`;
-//! here they come in the exported file's layout, `[d_in, r]` and `[r, d_out]`. A convolution's have one layout in both.
+//! here they come in the exported file's layout, `[d_in, r]` and `[r, d_out]`. A convolution's have one layout in both. Lookups are
+//! stored as linears are, under other names.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -35,20 +36,29 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_TENSORS_BYTES: u64 = 1 << 30;
 /// What PEFT puts before the module path in every key.
 const KEY_PREFIX: &str = "base_model.model.";
-const A_SUFFIX: &str = ".lora_A.weight";
-const B_SUFFIX: &str = ".lora_B.weight";
+/// What follows the module path in the keys of A and B: of linears and convolutions, and of lookups.
+const SUFFIXES: [[&str; 2]; 2] = [[".lora_A.weight", ".lora_B.weight"], [".lora_embedding_A", ".lora_embedding_B"]];
 
 /// A LoRA adapter as PEFT saves it, in the layout of the exported file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeftLora {
-    /// Rank `r`, the same at every point.
-    pub rank: u16,
-    /// `lora_alpha`.
-    pub alpha: f32,
     /// `use_rslora`: whether `scaling` is alpha / sqrt(r) instead of alpha / r.
     pub rslora: bool,
     /// The tensors, in alphabetical order of their paths.
     pub points: Vec<LoraTensors>,
+    /// Parameters of whole modules that take the place of the base's (`modules_to_save`).
+    pub saved: Vec<SavedTensor>,
+}
+
+/// A parameter of a module that PEFT saves whole, in PyTorch's layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedTensor {
+    /// Its name in the base, such as `classifier.weight`.
+    pub name: String,
+    /// Its shape: a linear's weight is `[d_out, d_in]`.
+    pub shape: Vec<usize>,
+    /// Its values.
+    pub values: Vec<f32>,
 }
 
 /// A and B of one insertion point, in the layout of the exported file, unscaled.
@@ -56,6 +66,10 @@ pub struct PeftLora {
 pub struct LoraTensors {
     /// Path of the insertion point.
     pub path: String,
+    /// Rank `r` here: `r`, or what `rank_pattern` says.
+    pub rank: u16,
+    /// `lora_alpha`, or what `alpha_pattern` says.
+    pub alpha: f32,
     /// `<path>.lora_A`: `[d_in, r]`, or `[r, C_in, k..]`.
     pub a: Vec<f32>,
     /// `<path>.lora_B`: `[r, d_out]`, or `[C_out, r, 1..]`.
@@ -81,7 +95,10 @@ pub fn read<S: AsRef<str>>(
     let config = Config::parse(&read_file(folder, CONFIG_FILE, MAX_CONFIG_BYTES)?)?;
     let bytes = read_file(folder, TENSORS_FILE, MAX_TENSORS_BYTES)?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(PeftError::Tensors)?;
-    let modules = modules(&tensors)?;
+    let (modules, others) = modules(&tensors)?;
+    if !others.is_empty() && config.saved.is_empty() {
+        return Err(PeftError::OtherTensors { keys: others.into_iter().map(|(key, ..)| key.to_owned()).collect() });
+    }
 
     let offered: BTreeMap<&str, &Point<S>> =
         points.iter().filter(|point| point.offers(LORA)).map(|point| (point.path.as_ref(), point)).collect();
@@ -89,11 +106,15 @@ pub fn read<S: AsRef<str>>(
     let names: Vec<&str> = modules.keys().copied().collect();
     let prefix = matching::common_prefix(&names, &paths)?;
 
-    let rank = usize::from(config.rank);
     let mut read = Vec::with_capacity(modules.len());
-    for (module, (key_a, a, key_b, b)) in modules {
+    for (module, Pair { a: (key_a, a), b: (key_b, b), lookup }) in modules {
         let path = prefix.point_of(module).expect("the prefix matches every module");
         let point = offered[path.as_str()];
+        if lookup != (point.op == PointOp::Embedding) {
+            return Err(PeftError::OtherOp { path, op: point.op });
+        }
+        let (of_module, alpha) = config.at(module, a.shape().first().copied().unwrap_or_default())?;
+        let rank = usize::from(of_module);
         let mut a = values(key_a, &a, &peft_a_shape(point, rank))?;
         let mut b = values(key_b, &b, &peft_b_shape(point, rank))?;
         scale_outputs(point, row_scale, &mut b, |b, factor| b * factor)?;
@@ -101,10 +122,40 @@ pub fn read<S: AsRef<str>>(
             a = transposed(&a, rank, point.d_in as usize);
             b = transposed(&b, point.d_out as usize, rank);
         }
-        read.push(LoraTensors { path, a, b });
+        read.push(LoraTensors { path, rank: of_module, alpha, a, b });
     }
     read.sort_unstable_by(|x, y| x.path.cmp(&y.path));
-    Ok((PeftLora { rank: config.rank, alpha: config.alpha, rslora: config.rslora, points: read }, prefix))
+    let saved = others.into_iter().map(|(key, name, view)| saved(key, name, &view, &config, &prefix));
+    Ok((PeftLora { rslora: config.rslora, points: read, saved: saved.collect::<Result<_, _>>()? }, prefix))
+}
+
+/// A parameter of a module that PEFT saved whole.
+fn saved(
+    key: &str,
+    name: &str,
+    view: &TensorView<'_>,
+    config: &Config,
+    prefix: &Prefix,
+) -> Result<SavedTensor, PeftError> {
+    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+    // As PEFT matches: the ends of paths, of the module or of what it is in.
+    let is_under = |listed: &String| format!("{module}.").contains(&format!("{listed}."));
+    if !config.saved.iter().any(is_under) {
+        return Err(PeftError::OtherTensors { keys: vec![key.to_owned()] });
+    }
+    let refused = |reason| PeftError::Saved { name: name.to_owned(), reason };
+    if let (true, &[rows, columns]) = (config.fan_in_fan_out && rows_are_columns(view), view.shape()) {
+        debug_assert_eq!(rows, columns);
+        return Err(refused(
+            "is square, and with fan_in_fan_out it may be transposed; save a module of the Linear kind",
+        ));
+    }
+    let name = prefix.point_of(name).ok_or_else(|| refused("lacks the prefix of the other modules"))?;
+    Ok(SavedTensor { name, shape: view.shape().to_vec(), values: values(key, view, view.shape())? })
+}
+
+fn rows_are_columns(view: &TensorView<'_>) -> bool {
+    matches!(view.shape(), [rows, columns] if rows == columns)
 }
 
 /// Writes `adapter` as a PEFT folder that [`read`] and PEFT itself can load, creating `folder` if it is not there.
@@ -122,9 +173,9 @@ pub fn write<S: AsRef<str>>(
     row_scale: RowScale<'_>,
 ) -> Result<(), PeftError> {
     let by_path: HashMap<&str, &Point<S>> = points.iter().map(|point| (point.path.as_ref(), point)).collect();
-    let rank = usize::from(adapter.rank);
-    let mut tensors: BTreeMap<String, (Shape, Vec<u8>)> = BTreeMap::new();
-    for LoraTensors { path, a, b } in &adapter.points {
+    let mut tensors: Tensors = BTreeMap::new();
+    for LoraTensors { path, rank, a, b, .. } in &adapter.points {
+        let rank = usize::from(*rank);
         let point = *by_path.get(path.as_str()).ok_or_else(|| PeftError::UnknownPoint { path: path.clone() })?;
         let (a_shape, b_shape) = (peft_a_shape(point, rank), peft_b_shape(point, rank));
         for (values, shape) in [(a, &a_shape), (b, &b_shape)] {
@@ -140,18 +191,23 @@ pub fn write<S: AsRef<str>>(
             PointOp::Conv => (a.clone(), b.clone()),
         };
         scale_outputs(point, row_scale, &mut b, |b, factor| b / factor)?;
-        for (suffix, shape, values) in [(A_SUFFIX, a_shape, a), (B_SUFFIX, b_shape, b)] {
+        let suffixes = SUFFIXES[usize::from(point.op == PointOp::Embedding)];
+        for (suffix, shape, values) in [(suffixes[0], a_shape, a), (suffixes[1], b_shape, b)] {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.insert(format!("{KEY_PREFIX}{path}{suffix}"), (shape, bytes));
+            tensors.insert(format!("{KEY_PREFIX}{path}{suffix}"), (shape.to_vec(), bytes));
         }
+    }
+    for SavedTensor { name, shape, values } in &adapter.saved {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.insert(format!("{KEY_PREFIX}{name}"), (shape.clone(), bytes));
     }
     save(folder, &tensors, &config::written(adapter))
 }
 
 /// Writes both files of a folder, each whole.
-fn save(folder: &Path, tensors: &BTreeMap<String, (Shape, Vec<u8>)>, config: &str) -> Result<(), PeftError> {
+fn save(folder: &Path, tensors: &Tensors, config: &str) -> Result<(), PeftError> {
     let views = tensors.iter().map(|(key, (shape, bytes))| {
-        (key.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("the bytes were made for the shape"))
+        (key.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the bytes were made for the shape"))
     });
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let tensors = safetensors::serialize(views, Some(format)).map_err(PeftError::Tensors)?;
@@ -168,44 +224,57 @@ pub fn peft_type(folder: &Path) -> Result<String, PeftError> {
     config::peft_type(&read_file(folder, CONFIG_FILE, MAX_CONFIG_BYTES)?)
 }
 
-/// A key and its tensor, for A and for B.
-type Pair<'a> = (&'a str, TensorView<'a>, &'a str, TensorView<'a>);
+/// Shape and bytes by key.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
 
-/// The tensors by module path.
-fn modules<'a>(tensors: &'a SafeTensors<'a>) -> Result<BTreeMap<&'a str, Pair<'a>>, PeftError> {
-    let (mut a, mut b, mut other) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+/// A and B of a module, each with its key.
+struct Pair<'a> {
+    a: (&'a str, TensorView<'a>),
+    b: (&'a str, TensorView<'a>),
+    /// Whether the keys are those of a lookup.
+    lookup: bool,
+}
+
+/// Key, name and tensor of what is not LoRA's.
+type Other<'a> = (&'a str, &'a str, TensorView<'a>);
+
+/// The tensors by module path, and those that are not LoRA's, in alphabetical order.
+fn modules<'a>(tensors: &'a SafeTensors<'a>) -> Result<(BTreeMap<&'a str, Pair<'a>>, Vec<Other<'a>>), PeftError> {
+    let (mut a, mut b, mut others) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for (key, view) in tensors.iter() {
-        let module = key.strip_prefix(KEY_PREFIX).unwrap_or(key);
-        let replaced = if let Some(module) = module.strip_suffix(A_SUFFIX) {
-            a.insert(module, (key, view))
-        } else if let Some(module) = module.strip_suffix(B_SUFFIX) {
-            b.insert(module, (key, view))
+        let name = key.strip_prefix(KEY_PREFIX).unwrap_or(key);
+        let of = |half: usize| {
+            let suffix = |lookup: usize| Some((name.strip_suffix(SUFFIXES[lookup][half])?, lookup == 1));
+            suffix(0).or_else(|| suffix(1))
+        };
+        let replaced = if let Some((module, lookup)) = of(0) {
+            a.insert(module, (key, view, lookup))
+        } else if let Some((module, lookup)) = of(1) {
+            b.insert(module, (key, view, lookup))
         } else {
-            other.push(key.to_owned());
+            others.push((key, name, view));
             None
         };
-        if let Some((first, _)) = replaced {
+        if let Some((first, ..)) = replaced {
             return Err(PeftError::SameModule { first: first.into(), second: key.into() });
         }
     }
-    if !other.is_empty() {
-        other.sort_unstable();
-        return Err(PeftError::OtherTensors { keys: other });
-    }
+    others.sort_unstable_by_key(|(key, ..)| *key);
     let alone = |module: &str, has: &'static str, lacks: &'static str| PeftError::HalfAModule {
         module: module.to_owned(),
         has,
         lacks,
     };
     let mut pairs = BTreeMap::new();
-    for (module, (key_a, view_a)) in a {
-        let (key_b, view_b) = b.remove(module).ok_or_else(|| alone(module, "lora_A", "lora_B"))?;
-        pairs.insert(module, (key_a, view_a, key_b, view_b));
+    for (module, (key_a, view_a, lookup)) in a {
+        let of_b = b.remove(module).filter(|(.., of_b)| *of_b == lookup);
+        let (key_b, view_b, _) = of_b.ok_or_else(|| alone(module, "lora_A", "lora_B"))?;
+        pairs.insert(module, Pair { a: (key_a, view_a), b: (key_b, view_b), lookup });
     }
     match b.keys().next() {
         Some(module) => Err(alone(module, "lora_B", "lora_A")),
-        None if pairs.is_empty() => Err(PeftError::Empty),
-        None => Ok(pairs),
+        None if pairs.is_empty() && others.is_empty() => Err(PeftError::Empty),
+        None => Ok((pairs, others)),
     }
 }
 
@@ -300,7 +369,11 @@ fn write_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), PeftError> 
 impl fmt::Display for PeftLora {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rslora = if self.rslora { ", rsLoRA" } else { "" };
-        write!(f, "LoRA, rank {}, alpha {}{rslora}, at {} points", self.rank, self.alpha, self.points.len())
+        let ranks = || self.points.iter().map(|point| point.rank);
+        let (least, most) = (ranks().min().unwrap_or_default(), ranks().max().unwrap_or_default());
+        let rank = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
+        write!(f, "LoRA, {rank}{rslora}, at {} points", self.points.len())?;
+        if self.saved.is_empty() { Ok(()) } else { write!(f, ", and {} tensors of whole modules", self.saved.len()) }
     }
 }
 

@@ -105,7 +105,7 @@ def run(name: str, int8: bool, data: dict, dtype: torch.dtype) -> dict:
     """Everything that one run expects on one base."""
     inputs = [torch.from_numpy(data[n]) for n in make_goldens.TOKENS]
     labels = torch.from_numpy(data["labels"])
-    model, _ = base_model("encoder", int8)
+    model, _ = base_model("encoder", "int8" if int8 else "f32")
     model = model.to(dtype)
     compute = lambda: dict(zip(make_goldens.TOKENS, inputs))  # noqa: E731
     with torch.no_grad():

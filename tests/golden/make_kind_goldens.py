@@ -1,6 +1,6 @@
 """Writes `kinds/*.npz`: what PyTorch computes when only biases, norm gains or whole weights are trained.
 
-    python make_kind_goldens.py
+    python make_kind_goldens.py [NAME ...]
 
 Runs share the sources (`SOURCE/model.onnx`) and the data (`RUN/data.npz`) of `make_goldens.py`; its docstring says how the
 models are made. Each `kinds/NAME.npz` holds, for the f32 base:
@@ -11,6 +11,7 @@ models are made. Each `kinds/NAME.npz` holds, for the f32 base:
 Optimizer: AdamW without weight decay, so that training a difference is training the parameter.
 """
 
+import sys
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def biases(name: str) -> bool:
 
 
 def gains(name: str) -> bool:
-    return name.endswith("LayerNorm.weight")
+    return name.lower().endswith("norm.weight")
 
 
 RUNS = {
@@ -35,6 +36,7 @@ RUNS = {
     "bias_encoder": ("encoder", 4, 1e-2, biases),
     "bias_cnn": ("cnn", 8, 1e-2, biases),
     "norm_encoder": ("encoder", 4, 2e-2, gains),
+    "norm_llama": ("tiny_llama", 4, 2e-2, gains),
     "bias_norm_encoder": ("encoder", 4, 1e-2, lambda name: biases(name) or gains(name)),
     "dense_encoder": ("encoder", 4, 1e-3, lambda name: name.endswith(("1.attention.self.query.weight", "classifier.weight"))),
     "dense_cnn": ("cnn", 8, 1e-3, lambda name: name in ("block1.conv1.weight", "fc.weight")),
@@ -43,7 +45,7 @@ RUNS = {
 
 def make(name: str) -> None:
     source, batch_size, lr, chosen = RUNS[name]
-    model, _ = base_model(source, int8=False)
+    model, _ = base_model(source, "f32")
     arrays = np.load(HERE / source / "data.npz")
     labels = torch.from_numpy(arrays["labels"])
     inputs = tuple(torch.from_numpy(arrays[k]) for k in arrays.files if k != "labels")
@@ -59,7 +61,8 @@ def make(name: str) -> None:
     losses, per_epoch = [], -(-len(labels) // batch_size)
     for step in range(STEPS):
         rows = slice(step % per_epoch * batch_size, min((step % per_epoch + 1) * batch_size, len(labels)))
-        loss = nn.functional.cross_entropy(model(*(x[rows] for x in inputs)), labels[rows])
+        output = model(*(x[rows] for x in inputs))
+        loss = nn.functional.cross_entropy(output.flatten(0, -2), labels[rows].flatten())
         optimizer.zero_grad()
         loss.backward()
         if step == 0:
@@ -78,5 +81,5 @@ def make(name: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in RUNS:
+    for name in sys.argv[1:] or RUNS:
         make(name)

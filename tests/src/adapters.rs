@@ -35,16 +35,18 @@ pub fn random_lora(base: &Base, rank: u16, alpha: f32, ends: &[&str], seed: u64)
         let mut random = Random::new(seed, i as u64);
         let kernel: u32 = point.kernel.iter().product();
         let mut values = |len: usize, bound: f32| (0..len).map(|_| random.uniform(bound)).collect();
-        let rank = usize::from(rank);
+        let (of_all, rank) = (rank, usize::from(rank));
         LoraTensors {
             path: point.path.clone(),
+            rank: of_all,
+            alpha,
             a: values(point.lora_a_shape(rank).iter().product(), 1.7 / ((point.d_in * kernel) as f32).sqrt()),
             b: values(point.lora_b_shape(rank).iter().product(), 0.3 * rank as f32 / alpha.abs()),
         }
     };
     let points = base.points().iter().filter(chosen).enumerate().map(tensors).collect();
     let folder = tempfile::tempdir().expect("the system has a temporary folder");
-    let lora = PeftLora { rank, alpha, rslora: false, points };
+    let lora = PeftLora { rslora: false, points, saved: Vec::new() };
     // Without the factors of folded normalizations, which reading applies.
     peft::write(folder.path(), &lora, base.points(), &|name| Some(ones(base, name)))
         .expect("the values fit the points");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 pub mod adapters;
 pub mod golden;
+pub mod slopes;
 
 /// The README's example compiles.
 #[cfg(doctest)]

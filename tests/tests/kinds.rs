@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
+use conformance::slopes::{Everywhere, check_slope};
 use conformance::{binary, root};
 use inlay_runtime::train::optimizers;
 use inlay_runtime::{Adapter, AdapterOptions, Dataset, Dtype, HostTensor, Session, TrainOptions, Trainer, npz};
@@ -112,6 +113,7 @@ fn biases_are_trained_as_pytorch_trains_them() {
 #[test]
 fn norm_gains_are_trained_as_pytorch_trains_them() {
     check("norm_encoder", "encoder", 4, 2e-2, &[("norm", None)]);
+    check("norm_llama", "tiny_llama", 4, 2e-2, &[("norm", None)]);
     check("bias_norm_encoder", "encoder", 4, 1e-2, &[("norm", None), ("bias", Some(BIASES))]);
 }
 
@@ -179,4 +181,46 @@ fn a_base_without_a_basis_says_how_to_get_one() {
     let session = Session::open(folder.path()).unwrap();
     let refused = Adapter::new(session.base(), &AdapterOptions::kind("lora-xs", 8)).unwrap_err().to_string();
     assert!(refused.contains("--basis"), "{refused}");
+}
+
+/// Every kind through an int4 base: the gradient is the slope of the loss.
+#[test]
+fn gradients_of_every_kind_are_slopes() {
+    let folder = tempfile::tempdir().unwrap();
+    let everywhere = Everywhere::new(folder.path());
+    assert_eq!(everywhere.adapters.len(), inlay_runtime::adapters::KINDS.len() + 1);
+    for (name, adapter) in &everywhere.adapters {
+        check_slope(name, &everywhere.base, &everywhere.data, adapter, &inlay_runtime::Device::Cpu, 0.02);
+    }
+}
+
+/// The sizes that the product promises, on MiniLM.
+#[test]
+fn minilm_adapters_are_a_few_kb() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = conformance::setup_file("minilm/encoder.onnx");
+    let base = conformance::adapters::export(&source, &folder.path().join("base"), &["--basis", "16"]);
+    let filled = |options: &AdapterOptions| {
+        let mut adapter = Adapter::new(&base, options).unwrap();
+        let tensors: Vec<(String, usize)> = adapter.tensors().map(|(b, x)| (b.name.clone(), x.len())).collect();
+        for (i, (name, len)) in tensors.into_iter().enumerate() {
+            let mut random = inlay_runtime::random::Random::new(7, i as u64);
+            let values: Vec<f32> = (0..len).map(|_| random.uniform(1.0)).collect();
+            adapter.set_tensor(&name, &values).unwrap();
+        }
+        adapter
+    };
+    let cores = filled(&AdapterOptions::kind("lora-xs", 16));
+    assert_eq!(cores.points().count(), 36);
+    for (dtype, expected) in [(Dtype::Int4, 4_680), (Dtype::Int8, 9_288)] {
+        let record = cores.to_record(dtype).unwrap();
+        assert_eq!(inlay_format::record::Record::decode(&record).unwrap().payload_bytes(), expected);
+    }
+    let lora = filled(&AdapterOptions::lora(1).targets(["*query", "*value"]));
+    assert_eq!(lora.points().count(), 12);
+    let store = inlay_runtime::AdapterStore::open(folder.path().join("store")).unwrap();
+    store.save("anna", &lora.to_record(Dtype::Int4).unwrap()).unwrap();
+    let bytes = std::fs::metadata(store.path_of("anna").unwrap()).unwrap().len();
+    eprintln!("q, v of rank 1 in all layers at int4: {bytes} bytes");
+    assert!(bytes <= 6 * 1024, "{bytes}");
 }

@@ -90,11 +90,17 @@ const TOLERANCE: f32 = 1e-4;
 /// An adapter of `options` with random values, in onnxruntime and in the runtime: without it both compute the base, and fed
 /// with it both compute the same.
 fn kinds(source: &str, quant: Quant, kinds: &Kinds, options: &AdapterOptions) {
+    kinds_at(source, quant, kinds, &[], None, options);
+}
+
+/// The same with LoRA at these targets, and a basis of that rank. LoRA-XS is fed as the LoRA that it is.
+fn kinds_at(source: &str, quant: Quant, kinds: &Kinds, targets: &[&str], basis: Option<u16>, options: &AdapterOptions) {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let fixture = |kind: &str| root().join("tests/fixtures").join(format!("{source}.{kind}"));
     let (model, out) = (fixture("onnx"), at("base"));
-    let (targets, samples) = (Vec::new(), Some(fixture("inputs.npz")));
+    let targets = targets.iter().map(|glob| (*glob).to_owned()).collect();
+    let samples = Some(fixture("inputs.npz"));
     export(
         &Options {
             model,
@@ -105,7 +111,7 @@ fn kinds(source: &str, quant: Quant, kinds: &Kinds, options: &AdapterOptions) {
             samples,
             max_error: None,
             report: None,
-            basis: None,
+            basis,
             no_kv_cache: false,
         },
         &|_| (),
@@ -119,13 +125,17 @@ fn kinds(source: &str, quant: Quant, kinds: &Kinds, options: &AdapterOptions) {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         f32::from((state >> 16) as u16) / 32768.0 - 1.0
     };
-    let mut feeds = Vec::new();
     for (name, shape) in shapes {
         let middle = if name.ends_with("ia3_l") { 1.0 } else { 0.0 };
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| middle + 0.5 * random()).collect();
         adapter.set_tensor(&name, &values).unwrap();
-        feeds.push((name, HostTensor::new(shape, HostData::F32(values)).unwrap()));
     }
+    let fed = adapter.to_lora(&base).unwrap();
+    let feed = |(binding, values): (&inlay_runtime::adapters::Binding, &[f32])| {
+        let values: Vec<f32> = values.iter().map(|x| x * binding.scale).collect();
+        (binding.name.clone(), HostTensor::new(binding.shape.clone(), HostData::F32(values)).unwrap())
+    };
+    let feeds: Vec<(String, HostTensor)> = fed.tensors().map(feed).collect();
     npz::write(&at("adapter.npz"), feeds.iter().map(|(n, x)| (n.as_str(), x))).unwrap();
     let output = Command::new(setup_file("venv/bin/python"))
         .arg(root().join("tests/onnxruntime/feed.py"))
@@ -169,6 +179,27 @@ fn ia3() {
     let default = Kinds { chosen: vec![Kind::Ia3], ..Kinds::default() };
     for quant in [Quant::None, Quant::Int8] {
         kinds("encoder_ts17", quant, &default, &AdapterOptions::kind("ia3", 0));
+    }
+}
+
+#[test]
+fn lookups() {
+    let lora = Kinds::default();
+    let options = AdapterOptions::lora(3).targets(["*word_embeddings"]);
+    for quant in [Quant::None, Quant::Int8] {
+        kinds_at("encoder_ts17", quant, &lora, &["*word_embeddings"], None, &options);
+    }
+    kinds_at("gpt2_dyn18", Quant::Int8, &lora, &["*wte"], None, &AdapterOptions::lora(2));
+    let both = Kinds { chosen: vec![Kind::Lora, Kind::Prompt], ..Kinds::default() };
+    let options = options.and(AdapterOptions::kind("prompt", 4)).and(AdapterOptions::lora(2).targets(["*query"]));
+    kinds_at("encoder_dyn23_sdpa", Quant::Int8, &both, &["*word_embeddings", "*query"], None, &options);
+}
+
+#[test]
+fn lora_xs() {
+    let options = AdapterOptions::kind("lora-xs", 8).alpha(4.0);
+    for quant in [Quant::None, Quant::Int8, Quant::Int4] {
+        kinds_at("encoder_ts17", quant, &Kinds::default(), &[], Some(8), &options);
     }
 }
 

@@ -8,9 +8,11 @@ use std::process::{Command, Output};
 
 use conformance::adapters;
 use conformance::golden::{self, Tolerances, Weights};
+use conformance::slopes::{self, Everywhere};
 use conformance::{binary, root};
 use inlay_devices::backend::DeviceKind;
 use inlay_devices::vulkan;
+use inlay_runtime::Device;
 use inlay_runtime::merge::MergeOptions;
 
 /// The device to test, or `None`, said aloud, where there is no Vulkan and none is required.
@@ -81,6 +83,33 @@ fn merging_changes_the_weights_on_the_device_and_unmerging_gives_them_back() {
         assert!(error < 1e-4, "{error:e}");
         assert!(session.unmerge());
         assert_eq!(session.predict(&inputs).expect("the base runs"), plain, "bit for bit");
+    }
+}
+
+/// Every kind, through an int4 base: the gradients are those of the CPU.
+#[test]
+fn gradients_of_every_kind_are_those_of_the_cpu() {
+    let Some(device) = device() else { return };
+    let folder = tempfile::tempdir().expect("the system has a temporary folder");
+    let Everywhere { base, data, adapters } = Everywhere::new(folder.path());
+    for (name, adapter) in &adapters {
+        let on = |device: &Device| slopes::gradients(&base, &data, adapter, device);
+        let (loss, found) = on(&device.parse().expect("a device"));
+        let (expected_loss, expected) = on(&Device::Cpu);
+        assert!(
+            (loss / expected_loss - 1.0).abs() <= Tolerances::VULKAN.loss,
+            "{name}: loss {loss} not {expected_loss}"
+        );
+        assert_eq!(found.len(), expected.len());
+        for (tensor, expected) in &expected {
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let all = norm(&mut expected.iter().copied());
+            let off = norm(&mut found[tensor].iter().zip(expected).map(|(a, b)| a - b));
+            assert!(
+                off <= Tolerances::VULKAN.gradient * all.max(1e-3),
+                "{name}, {tensor}: off by {off:.1e} of {all:.1e}"
+            );
+        }
     }
 }
 

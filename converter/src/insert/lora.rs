@@ -3,7 +3,7 @@ use inlay_format::points::{LoraName, Point, PointOp};
 use super::node;
 use crate::graph::{Graph, Node};
 
-/// Linear: `y = base(x) + (x A) B`. Conv: `y = base(x) + conv(conv(x, A), B)`.
+/// Linear: `y = base(x) + (x A) B`. Conv: `y = base(x) + conv(conv(x, A), B)`. Lookup: `y = base(ids) + A[ids] B`.
 pub(super) fn insert(graph: &mut Graph, point: &Point<String>) {
     let (a, b) = (LoraName::a(&point.path).to_string(), LoraName::b(&point.path).to_string());
     let i = node(graph, point);
@@ -12,8 +12,10 @@ pub(super) fn insert(graph: &mut Graph, point: &Point<String>) {
     let node = &graph.nodes[i];
     let op_type = if point.op == PointOp::Conv { "Conv" } else { "MatMul" };
     let mut first = Node::new(op_type, &down, &[&node.inputs[0], &a], &down);
-    if point.op == PointOp::Conv {
-        first.attributes.clone_from(&node.attributes);
+    match point.op {
+        PointOp::Linear => {}
+        PointOp::Conv => first.attributes.clone_from(&node.attributes),
+        PointOp::Embedding => first = Node::new("Gather", &down, &[&a, &node.inputs[1]], &down),
     }
     let second = Node::new(op_type, &up, &[&down, &b], &up);
     let add = Node::new("Add", &format!("{}.lora_add", point.path), &[&base, &up], &output);

@@ -80,7 +80,8 @@ fn none<S>() -> Option<S> {
 }
 
 impl<S: AsRef<str>> Point<S> {
-    /// The shape of `<path>.lora_A` as the exported file has it: `[d_in, r]`, or `[r, C_in, k..]`.
+    /// The shape of `<path>.lora_A` as the exported file has it: `[d_in, r]`, at a lookup a row for each of the table, or
+    /// `[r, C_in, k..]`.
     pub fn lora_a_shape(&self, rank: usize) -> Shape {
         let d_in = self.d_in as usize;
         match self.op {

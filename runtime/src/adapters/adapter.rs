@@ -1,13 +1,11 @@
-use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::collections::HashSet;
 
-use inlay_format::record::{BaseId, PathHash, RecordError};
+use inlay_format::record::{BaseId, PathHash};
 
-use super::{AdapterError, AdapterKind, AdapterOptions, AdapterPoint, Binding, Ia3, Lora, Part, Settings, Site};
+use super::{AdapterError, AdapterOptions, AdapterPoint, Binding, Part, Settings, Site};
 use crate::base::Base;
-use crate::graph::{Fragment, HostTensor};
+use crate::graph::Fragment;
 use crate::merge::Merge;
-use crate::peft::{self, Ia3Factors, LoraTensors, PeftLora, Prefix};
 use crate::random::Random;
 
 /// The parameters of one adapter, bound to its base: f32 in memory, a few KB as a record.
@@ -58,71 +56,6 @@ impl Adapter {
             }
         }
         Self::from_parts(base, parts)
-    }
-
-    /// An adapter from a PEFT folder of LoRA or (IA)3, and the prefix by which its module paths differ from those of `base`.
-    ///
-    /// # Errors
-    /// When the folder cannot be read, or holds what cannot be applied to `base` as it is meant.
-    pub fn from_peft(base: &Base, folder: impl AsRef<Path>) -> Result<(Self, Prefix), AdapterError> {
-        if peft::peft_type(folder.as_ref())? == "IA3" {
-            return Self::from_peft_ia3(base, folder.as_ref());
-        }
-        let floats = |name: &str| initializer(base, name);
-        let (lora, prefix) = peft::read(folder.as_ref(), base.points(), &floats)?;
-        let settings = Settings { rank: lora.rank, alpha: lora.alpha, rslora: lora.rslora };
-        let tensors: HashMap<&str, &LoraTensors> =
-            lora.points.iter().map(|point| (point.path.as_str(), point)).collect();
-        let mut sites = Lora.sites(base);
-        sites.retain(|site| tensors.contains_key(site.path.as_str()));
-        let part = Part::new(base, &Lora, settings, &sites, |site, _| {
-            let LoraTensors { a, b, .. } = tensors[site.path.as_str()];
-            Ok(vec![a.clone(), b.clone()])
-        })?;
-        Ok((Self::from_parts(base, vec![part])?, prefix))
-    }
-
-    fn from_peft_ia3(base: &Base, folder: &Path) -> Result<(Self, Prefix), AdapterError> {
-        let (factors, prefix) = peft::read_ia3(folder, base.points())?;
-        let settings = Settings { rank: 0, alpha: 1.0, rslora: false };
-        let of = |site: &Site| factors.iter().find(|factors| factors.path == site.path);
-        let mut sites = Ia3.sites(base);
-        sites.retain(|site| of(site).is_some());
-        let part = Part::new(base, &Ia3, settings, &sites, |site, _| {
-            Ok(vec![of(site).expect("sites without factors were dropped").l.clone()])
-        })?;
-        Ok((Self::from_parts(base, vec![part])?, prefix))
-    }
-
-    /// The adapter as a PEFT folder, which is created if it is not there.
-    ///
-    /// # Errors
-    /// When the adapter is not one part of LoRA or (IA)3, or of another base, or a file cannot be written.
-    pub fn to_peft(&self, base: &Base, folder: impl AsRef<Path>) -> Result<(), AdapterError> {
-        let part = match self.parts.as_slice() {
-            [part] if part.kind.id() == Lora.id() || part.kind.id() == Ia3.id() => part,
-            parts => {
-                let found = parts.iter().map(|part| part.kind.name()).collect::<Vec<_>>().join("+");
-                return Err(AdapterError::Kind { found, known: format!("{}, with one rank and alpha", Lora.name()) });
-            }
-        };
-        let (expected, found) = (BaseId::from(base.fingerprint()), self.base);
-        if expected != found {
-            return Err(RecordError::OtherBase { expected, found }.into());
-        }
-        if part.kind.id() == Ia3.id() {
-            let factors = |point: &AdapterPoint| Ia3Factors { path: point.path.clone(), l: point.tensors[0].clone() };
-            let factors: Vec<Ia3Factors> = part.points.iter().map(factors).collect();
-            return Ok(peft::write_ia3(folder.as_ref(), &factors, base.points())?);
-        }
-        let points = part.points.iter().map(|point| LoraTensors {
-            path: point.path.clone(),
-            a: point.tensors[0].clone(),
-            b: point.tensors[1].clone(),
-        });
-        let Settings { rank, alpha, rslora } = part.settings;
-        let lora = PeftLora { rank, alpha, rslora, points: points.collect() };
-        Ok(peft::write(folder.as_ref(), &lora, base.points(), &|name| initializer(base, name))?)
     }
 
     /// An adapter of these parts, after every check that concerns them together.
@@ -231,7 +164,7 @@ impl Adapter {
 }
 
 /// The sites by their settings, in the order in which these first occur.
-fn by_settings(chosen: Vec<(Settings, Site)>) -> Vec<(Settings, Vec<Site>)> {
+pub(super) fn by_settings(chosen: Vec<(Settings, Site)>) -> Vec<(Settings, Vec<Site>)> {
     let mut groups: Vec<(Settings, Vec<Site>)> = Vec::new();
     for (settings, site) in chosen {
         match groups.iter_mut().find(|(of_group, _)| *of_group == settings) {
@@ -242,18 +175,13 @@ fn by_settings(chosen: Vec<(Settings, Site)>) -> Vec<(Settings, Vec<Site>)> {
     groups
 }
 
-/// The floats of an initializer.
-fn initializer(base: &Base, name: &str) -> Option<Vec<f32>> {
-    let (constant, dims) = base.constant(name)?;
-    HostTensor::from_window(constant.dtype, dims, &constant.window)?.floats().map(<[f32]>::to_vec)
-}
-
 #[cfg(test)]
 mod tests {
-    use inlay_format::record::{Dtype, Record};
+    use inlay_format::record::{Dtype, Record, RecordError};
 
     use super::*;
     use crate::base::Verify;
+    use crate::peft::Prefix;
 
     fn base() -> Base {
         Base::open("tests/data/tiny", Verify::Full).unwrap()

@@ -8,7 +8,8 @@ use crate::random::Random;
 
 /// LoRA (Hu et al., 2021): `y += scaling * (x A) B`, with A and B the transposed of PEFT's.
 ///
-/// `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA. A starts uniform as PyTorch's Linear does, B at zero.
+/// `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA. A starts uniform as PyTorch's Linear does, B at zero. At a lookup,
+/// `y += scaling * A[ids] B`, it is A that starts at zero, as in PEFT: words that training never meets stay as they are.
 pub struct Lora;
 
 impl AdapterKind for Lora {
@@ -36,6 +37,13 @@ impl AdapterKind for Lora {
         Site::offered(base, LORA)
     }
 
+    fn default_sites(&self, base: &Base) -> Vec<Site> {
+        let sites = self.sites(base);
+        let (lookups, others): (Vec<Site>, Vec<Site>) =
+            sites.into_iter().partition(|site| site.point().op == PointOp::Embedding);
+        if others.is_empty() { lookups } else { others }
+    }
+
     fn insertion(&self, _: &Base, site: &Site, settings: &Settings) -> Result<Insertion, AdapterError> {
         let (point, rank) = (site.point(), usize::from(settings.rank));
         let a = Binding {
@@ -56,8 +64,10 @@ impl AdapterKind for Lora {
         let [a, b] = [0, 1].map(|i| insertion.parameters[i].elements());
         // Kaiming-uniform with a = sqrt(5) is uniform within 1 / sqrt(fan in).
         let kernel: u32 = match point.op {
-            PointOp::Linear | PointOp::Embedding => 1,
+            PointOp::Linear => 1,
             PointOp::Conv => point.kernel.iter().product(),
+            // As wide as the standard normal distribution.
+            PointOp::Embedding => return vec![vec![0.0; a], (0..b).map(|_| random.uniform(3f32.sqrt())).collect()],
         };
         let bound = 1.0 / (f64::from(point.d_in) * f64::from(kernel)).sqrt() as f32;
         vec![(0..a).map(|_| random.uniform(bound)).collect(), vec![0.0; b]]
@@ -97,7 +107,13 @@ impl AdapterKind for Lora {
             }
             delta.extend(row.iter().map(|sum| (f64::from(settings.scaling()) * sum) as f32));
         }
-        Some(Merge::Add(delta))
+        // A table is the weight [width, rows].
+        let is_table = point.op == PointOp::Embedding;
+        Some(Merge::Add(if is_table {
+            (0..n).flat_map(|k| delta[k..].iter().step_by(n).copied()).collect()
+        } else {
+            delta
+        }))
     }
 
     fn mixes(&self) -> bool {

@@ -16,6 +16,7 @@ mod lora;
 mod lora_xs;
 mod options;
 mod part;
+mod peft;
 mod prompt;
 mod record;
 mod stack;

@@ -12,7 +12,7 @@ use crate::random::Random;
 /// A site is a bias, its path the name of its initializer.
 pub struct Bias;
 
-/// Trains the gains of LayerNormalization: `gamma + delta`. A BatchNormalization is folded into its convolution at export
+/// Trains the gains of LayerNormalization and of RMS normalization: `gamma + delta`. A BatchNormalization is folded into its convolution at export
 /// and has no gain left; its shift is the convolution's bias.
 pub struct Norm;
 
@@ -76,11 +76,15 @@ impl AdapterKind for Norm {
     }
 
     fn way_out(&self) -> &'static str {
-        "it has no LayerNormalization with a gain; use another kind"
+        "it has no normalization with a gain; use another kind"
     }
 
     fn sites(&self, base: &Base) -> Vec<Site> {
-        sites(base.graph(), |_, node| if node.op.op_type() == "LayerNormalization" { Some(1) } else { None })
+        sites(base.graph(), |graph, node| match node.op.op_type() {
+            "LayerNormalization" => Some(1),
+            "Mul" => graph.rms_gain(node),
+            _ => None,
+        })
     }
 
     fn insertion(&self, _: &Base, site: &Site, _: &Settings) -> Result<Insertion, AdapterError> {
@@ -104,6 +108,23 @@ impl AdapterKind for Norm {
 const BIAS_KIND: u16 = 2;
 /// The kind id of norm gains. A point's tensor is the difference, in the shape of the gain.
 const NORM_KIND: u16 = 3;
+
+impl Bias {
+    /// The bias of the linear or convolution at a point, or that of the module of that path.
+    pub(super) fn of(base: &Base, path: &str) -> Option<Site> {
+        let node = base.points().iter().find(|point| point.path == path).map(|point| point.node.as_str());
+        let name = format!("{path}.bias");
+        Bias.sites(base).into_iter().find(|site| Some(site.node.as_str()) == node || site.path == name)
+    }
+}
+
+impl Norm {
+    /// The gain of the normalization of that path.
+    pub(super) fn of(base: &Base, path: &str) -> Option<Site> {
+        let name = format!("{path}.weight");
+        Norm.sites(base).into_iter().find(|site| site.path == name)
+    }
+}
 
 /// Whether every element of every tensor is zero.
 pub(super) fn all_zero(tensors: &[Vec<f32>]) -> bool {
@@ -182,6 +203,30 @@ impl Graph {
         let (dtype, dims) = self.constant(value)?;
         let elements: usize = dims.iter().product();
         (dtype == crate::DType::F32 && dims.last() == Some(&elements) && elements > 1).then_some(value)
+    }
+
+    /// The input of a Mul that is the gain of an RMS normalization, which the file spells out: `x / sqrt(mean(x^2) + epsilon)`.
+    fn rms_gain(&self, node: &Node) -> Option<usize> {
+        let gain = (0..2).find(|&i| self.vector(node, i).is_some())?;
+        let normalized = self.maker(node.inputs[1 - gain]?)?;
+        let inputs = || normalized.inputs.iter().flatten();
+        let root = match normalized.op.op_type() {
+            "Div" => self.maker(*inputs().nth(1)?)?,
+            "Mul" => inputs().filter_map(|input| self.maker(*input)).find_map(|maker| match maker.op.op_type() {
+                "Reciprocal" => self.maker(maker.inputs[0]?),
+                "Div" => self.maker(maker.inputs[1]?),
+                _ => None,
+            })?,
+            _ => return None,
+        };
+        let sum = self.maker(root.inputs[0]?).filter(|_| root.op.op_type() == "Sqrt")?;
+        let is_mean = |value: &ValueId| self.maker(*value).is_some_and(|maker| maker.op.op_type() == "ReduceMean");
+        (sum.op.op_type() == "Add" && sum.inputs.iter().flatten().any(is_mean)).then_some(gain)
+    }
+
+    /// The node that makes a value.
+    fn maker(&self, value: ValueId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.outputs.contains(&Some(value)))
     }
 
     /// Whether a value is the product with a frozen weight, adapters at the product or not.

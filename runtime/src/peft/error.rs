@@ -2,7 +2,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use inlay_format::points::MAX_RANK;
+use inlay_format::points::{MAX_RANK, PointOp};
 use safetensors::SafeTensorError;
 
 use super::{CONFIG_FILE, Prefix, TENSORS_FILE};
@@ -48,7 +48,7 @@ pub enum PeftError {
     },
     /// A setting asks for what this runtime does not compute.
     #[error(
-        "{CONFIG_FILE} sets \"{name}\" to {value}, which is not supported: use plain LoRA with one rank of 1 to {MAX_RANK} and one alpha for all modules"
+        "{CONFIG_FILE} sets \"{name}\" to {value}, which is not supported: use plain LoRA with ranks of 1 to {MAX_RANK}"
     )]
     Setting {
         /// The setting.
@@ -59,8 +59,8 @@ pub enum PeftError {
     /// The tensors are not a safetensors file.
     #[error("{TENSORS_FILE} is not a valid safetensors file; copy it again")]
     Tensors(#[source] SafeTensorError),
-    /// Tensors that are not LoRA's of a linear or convolution.
-    #[error("{TENSORS_FILE} holds tensors that are not LoRA weights of a linear or convolution: {}; save an adapter without them", Listed(.keys))]
+    /// Tensors that are not LoRA's, nor of a module that is saved whole.
+    #[error("{TENSORS_FILE} holds tensors that are neither LoRA weights nor of a module of \"modules_to_save\": {}; save an adapter without them", Listed(.keys))]
     OtherTensors {
         /// Their keys.
         keys: Vec<String>,
@@ -82,6 +82,36 @@ pub enum PeftError {
         has: &'static str,
         /// What it lacks.
         lacks: &'static str,
+    },
+    /// LoRA of a lookup where the base has a linear or convolution, or the other way round.
+    #[error(
+        "module \"{path}\" in {TENSORS_FILE} is not the base's {op:?} of that path; use the base that the adapter was trained on"
+    )]
+    OtherOp {
+        /// The point.
+        path: String,
+        /// What the base has there.
+        op: PointOp,
+    },
+    /// A parameter of a whole module that the base cannot take.
+    #[error("\"{name}\", of a module that the adapter saves whole, {reason}")]
+    Saved {
+        /// The parameter.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: &'static str,
+    },
+    /// A pattern of ranks or alphas that is no regular expression here.
+    #[error(
+        "{CONFIG_FILE}: the pattern \"{pattern}\" of \"{setting}\" cannot be used: {reason}; name modules by their full paths"
+    )]
+    Pattern {
+        /// `rank_pattern` or `alpha_pattern`.
+        setting: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// No tensors at all.
     #[error("{TENSORS_FILE} holds no tensors; train the adapter first")]

@@ -86,7 +86,7 @@ pub fn write_ia3<S: AsRef<str>>(folder: &Path, adapter: &[Ia3Factors], points: &
             feedforward.push(path.as_str());
         }
         let bytes = l.iter().flat_map(|value| value.to_le_bytes()).collect();
-        tensors.insert(format!("{KEY_PREFIX}{path}{SUFFIX}"), (shape.iter().copied().collect(), bytes));
+        tensors.insert(format!("{KEY_PREFIX}{path}{SUFFIX}"), (shape.to_vec(), bytes));
     }
     let targets: Vec<&str> = adapter.iter().map(|factors| factors.path.as_str()).collect();
     save(folder, &tensors, &config::written_ia3(&targets, &feedforward))

@@ -77,8 +77,8 @@ fn linears_are_transposed() {
     let saved = Saved::new().module("fc1", &[2, 3], &[4, 2]);
     let (adapter, prefix) = saved.read(&[linear("fc1", 3, 4), linear("fc2", 4, 5)]).unwrap();
     assert_eq!(prefix, Prefix::None);
-    assert_eq!((adapter.rank, adapter.alpha, adapter.rslora), (2, 6.0, false));
-    let [LoraTensors { path, a, b }] = adapter.points.as_slice() else { panic!("{adapter:?}") };
+    assert!(!adapter.rslora && adapter.saved.is_empty());
+    let [LoraTensors { path, rank: 2, alpha: 6.0, a, b }] = adapter.points.as_slice() else { panic!("{adapter:?}") };
     assert_eq!(path, "fc1");
     // PEFT's A is [[1, 2, 3], [4, 5, 6]], its B [[0.5, 1], [1.5, 2], [2.5, 3], [3.5, 4]].
     assert_eq!(*a, [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
@@ -180,12 +180,13 @@ fn nothing_is_left_over_in_silence() {
         "base_model.model.head.weight",
         "base_model.model.fc1.lora_magnitude_vector",
         "base_model.model.fc1.lora_A.default.weight",
-        "base_model.model.emb.lora_embedding_A",
         "base_model.model.fc1.base_layer.bias",
     ] {
         let refused = whole().tensor(key, &[2], 1.0).read(&points).unwrap_err();
         assert!(matches!(refused, PeftError::OtherTensors { .. }) && refused.to_string().contains(key), "{refused}");
     }
+    let refused = whole().tensor("base_model.model.emb.lora_embedding_A", &[2, 9], 1.0).read(&points).unwrap_err();
+    assert!(matches!(&refused, PeftError::HalfAModule { module, .. } if module == "emb"), "{refused}");
     for half in ["A", "B"] {
         let key = format!("base_model.model.fc2.lora_{half}.weight");
         let refused = whole().tensor(&key, &[2, 3], 1.0).read(&points).unwrap_err();
@@ -232,11 +233,12 @@ fn what_is_written_is_read_back() {
     let counted = |len: usize| (0..len).map(|i| i as f32 - 3.5).collect::<Vec<_>>();
     let tensors = |point: &Point<String>| LoraTensors {
         path: point.path.clone(),
+        rank: 3,
+        alpha: 1.5,
         a: counted(point.lora_a_shape(3).iter().product()),
         b: counted(point.lora_b_shape(3).iter().product()),
     };
-    let mut adapter =
-        PeftLora { rank: 3, alpha: 1.5, rslora: true, points: points.iter().rev().map(tensors).collect() };
+    let mut adapter = PeftLora { rslora: true, points: points.iter().rev().map(tensors).collect(), saved: Vec::new() };
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().join("new/folder");
     write(&folder, &adapter, &points, NO_SCALES).unwrap();
@@ -248,4 +250,86 @@ fn what_is_written_is_read_back() {
     let short = write(&folder, &adapter, &points, NO_SCALES).unwrap_err();
     assert!(matches!(short, PeftError::Elements { .. }), "{short}");
     assert!(points::check_all(&points).is_ok());
+}
+
+#[test]
+fn lookups_are_transposed_and_told_from_linears() {
+    let keys = |saved: Saved| {
+        saved.tensor("base_model.model.words.lora_embedding_A", &[2, 5], 1.0).tensor(
+            "base_model.model.words.lora_embedding_B",
+            &[3, 2],
+            0.5,
+        )
+    };
+    let table = [Point { op: PointOp::Embedding, ..linear("words", 5, 3) }];
+    let (adapter, _) = keys(Saved::new()).read(&table).unwrap();
+    let [LoraTensors { a, b, .. }] = adapter.points.as_slice() else { panic!("{adapter:?}") };
+    assert_eq!(*a, [1.0, 6.0, 2.0, 7.0, 3.0, 8.0, 4.0, 9.0, 5.0, 10.0]);
+    assert_eq!(*b, [0.5, 1.5, 2.5, 1.0, 2.0, 3.0]);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &adapter, &table, NO_SCALES).unwrap();
+    assert_eq!(read(folder.path(), &table, NO_SCALES).unwrap().0, adapter);
+    let refused = keys(Saved::new()).read(&[linear("words", 5, 3)]).unwrap_err();
+    assert!(matches!(refused, PeftError::OtherOp { op: PointOp::Linear, .. }), "{refused}");
+    let refused = Saved::new().module("words", &[2, 5], &[3, 2]).read(&table).unwrap_err();
+    assert!(matches!(refused, PeftError::OtherOp { op: PointOp::Embedding, .. }), "{refused}");
+}
+
+#[test]
+fn patterns_are_for_the_ends_of_paths() {
+    let points = [linear("a.fc", 3, 4), linear("a.xfc", 3, 4), linear("b.1.fc", 3, 4), linear("b.2.fc", 3, 4)];
+    let saved = |ranks: [usize; 4], settings: serde_json::Value| {
+        let mut saved = Saved::new();
+        for (point, rank) in points.iter().zip(ranks) {
+            saved = saved.module(&point.path, &[rank, 3], &[4, rank]);
+        }
+        saved.settings.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        saved
+    };
+    let of = |saved: Saved| {
+        saved
+            .read(&points)
+            .map(|(lora, _)| lora.points.iter().map(|point| (point.rank, point.alpha)).collect::<Vec<_>>())
+    };
+    let settings = serde_json::json!({"rank_pattern": {"fc": 3, "b.*fc": 5}, "alpha_pattern": {r"^a\.fc": 1.0, r"b\.[0-9]\.fc": 9}});
+    let found = of(saved([3, 2, 5, 3], settings)).unwrap();
+    assert_eq!(found, [(3, 1.0), (2, 6.0), (5, 9.0), (3, 9.0)]);
+    let refused = of(saved([3, 3, 3, 3], serde_json::json!({"rank_pattern": {"fc": 3}}))).unwrap_err();
+    assert!(matches!(&refused, PeftError::Shape { key, .. } if key.contains("xfc")), "{refused}");
+    let twice = serde_json::json!({"alpha_pattern": {"fc": 3, "1.fc": 4}});
+    let refused = of(saved([2; 4], twice)).unwrap_err();
+    assert!(matches!(&refused, PeftError::Setting { name, .. } if name == "alpha_pattern"), "{refused}");
+    let bad = serde_json::json!({"rank_pattern": {"(fc": 3}});
+    assert!(matches!(of(saved([2; 4], bad)), Err(PeftError::Pattern { .. })));
+
+    let different =
+        saved([3, 2, 5, 3], serde_json::json!({"rank_pattern": {"fc": 3, "b.*fc": 5}, "alpha_pattern": {"1.fc": 2.5}}));
+    let (adapter, _) = different.read(&points).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &adapter, &points, NO_SCALES).unwrap();
+    assert_eq!(read(folder.path(), &points, NO_SCALES).unwrap().0, adapter);
+}
+
+#[test]
+fn modules_are_saved_whole_where_the_settings_say_so() {
+    let points = [linear("fc1", 3, 4), linear("head", 4, 2)];
+    let whole = || Saved::new().module("fc1", &[2, 3], &[4, 2]).tensor("base_model.model.head.weight", &[2, 4], 1.0);
+    let with = |mut saved: Saved, name: &str, value: serde_json::Value| {
+        saved.settings.as_object_mut().unwrap().insert(name.into(), value);
+        saved
+    };
+    let (adapter, _) = with(whole(), "modules_to_save", serde_json::json!(["head"])).read(&points).unwrap();
+    let [SavedTensor { name, shape, values }] = adapter.saved.as_slice() else { panic!("{adapter:?}") };
+    assert_eq!((name.as_str(), shape.as_slice(), values.len()), ("head.weight", &[2, 4][..], 8));
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &adapter, &points, NO_SCALES).unwrap();
+    assert_eq!(read(folder.path(), &points, NO_SCALES).unwrap().0, adapter);
+    for other in [serde_json::json!(["tail"]), serde_json::json!([])] {
+        let refused = with(whole(), "modules_to_save", other).read(&points).unwrap_err();
+        assert!(matches!(refused, PeftError::OtherTensors { .. }), "{refused}");
+    }
+    let square = Saved::new().module("fc1", &[2, 3], &[4, 2]).tensor("base_model.model.head.weight", &[4, 4], 1.0);
+    let square = with(square, "modules_to_save", serde_json::json!(["head"]));
+    let refused = with(square, "fan_in_fan_out", serde_json::json!(true)).read(&points).unwrap_err();
+    assert!(matches!(refused, PeftError::Saved { .. }), "{refused}");
 }

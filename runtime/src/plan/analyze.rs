@@ -128,17 +128,18 @@ fn add_constant(analysis: &mut Analysis, constant: &Constant) -> usize {
     analysis.add(constant.name.clone(), TensorType::new(constant.dtype, constant.dims.clone()), role)
 }
 
-/// The frozen weight that the linear or convolution of that name multiplies with.
+/// The frozen weight that the linear or convolution of that name multiplies with, or the table whose rows a lookup takes.
 pub(crate) fn node_weight(graph: &Graph, node: &str) -> Option<Weight> {
     let node = graph.nodes.iter().find(|known| known.name == node)?;
     let n_axis = match node.op.op_type() {
         "MatMul" => 1,
         "Gemm" => usize::from(node.attributes.int("transB", 0) == 0),
-        "Conv" | PACKED => 0,
+        "Conv" | "Gather" | PACKED => 0,
         _ => return None,
     };
     let frozen = match node.op.op_type() {
         PACKED => packed_input(graph, node)?,
+        "Gather" => frozen_input(graph, node, 0)?,
         _ => frozen_input(graph, node, 1)?,
     };
     frozen.weight(n_axis).ok()
@@ -256,7 +257,7 @@ fn classify(
     }
     let roles: Vec<_> = step.inputs.iter().flatten().map(|&i| &analysis.values[i].role).collect();
     let known = |role: &&Role| matches!(role, Role::Constant { host: Some(_), .. });
-    if node.op.on_host() && (!node.op.needs_values() || roles.iter().all(known)) {
+    if node.op.on_host() && !merged && (!node.op.needs_values() || roles.iter().all(known)) {
         let results = node.op.evaluate(&view).map_err(fail)?;
         for (output, result) in node.outputs.iter().zip(results) {
             if let Some(output) = output {
@@ -267,7 +268,8 @@ fn classify(
         }
         return Ok(());
     }
-    let on_host = node.op.on_host() && roles.iter().all(|r| known(r) || matches!(r, Role::Prologue));
+    // What the base's weight is, the host knows; a merged one it does not.
+    let on_host = node.op.on_host() && !merged && roles.iter().all(|r| known(r) || matches!(r, Role::Prologue));
     let role = if on_host { Role::Prologue } else { Role::Step };
     for (i, (output, ty)) in node.outputs.iter().zip(types).enumerate() {
         if let Some(output) = output {
