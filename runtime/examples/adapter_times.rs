@@ -3,6 +3,8 @@
 //! `adapter_times INT8_DIR INT4_DIR`: exports of one sentence encoder with inputs `input_ids`, `attention_mask` and
 //! `token_type_ids` and modules `*query` and `*value`. `tests/bench/adapters.sh` runs it on MiniLM.
 
+#![allow(clippy::print_stdout, reason = "prints a table")]
+
 use std::error::Error;
 use std::time::{Duration, Instant};
 

@@ -24,9 +24,9 @@ pub use bias::MergedBias;
 pub enum Merge {
     /// `W += delta`, delta [K, N], row-major.
     Add(Vec<f32>),
-    /// Every output times its factor [N], the bias included: a factor of a scale where the weight has scales.
+    /// Every output times its factor `[N]`, the bias included: a factor of a scale where the weight has scales.
     ScaleOutputs(Vec<f32>),
-    /// Every input times its factor [K]; only in weights without scales, which inputs share.
+    /// Every input times its factor `[K]`; only in weights without scales, which inputs share.
     ScaleInputs(Vec<f32>),
 }
 
