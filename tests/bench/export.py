@@ -9,6 +9,7 @@ the disk of target/bench.
 
 import argparse
 import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -90,8 +91,8 @@ def export(converter: Path, model: Path, folder: Path) -> dict:
     """What an export of `model` took."""
     command = [converter, "export", model, "--out", folder / "base", "--quant", "int8", "--json"]
     start, private = time.monotonic(), 0
-    with (folder / "errors.txt").open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+    with (folder / "errors.txt").open("wb") as errors, (folder / "report.json").open("wb") as report:
+        process = subprocess.Popen(command, stdout=report, stderr=errors)
         while True:
             done, status, usage = os.wait4(process.pid, os.WNOHANG)
             if done:
@@ -100,10 +101,10 @@ def export(converter: Path, model: Path, folder: Path) -> dict:
             time.sleep(0.005)
     if status:
         sys.exit(f"error: the export of {model} failed:\n{(folder / 'errors.txt').read_text()[-3000:]}")
-    size = lambda folder: sum(f.stat().st_size for f in folder.glob("model.onnx*"))
-    source = size(model.parent) if model.name == "model.onnx" else model.stat().st_size
+    report = json.loads((folder / "report.json").read_text())
+    exported = sum(f.stat().st_size for f in (folder / "base").iterdir())
     return dict(
-        source=source, exported=size(folder / "base"), wall=time.monotonic() - start,
+        source=report["source_bytes"], exported=exported, wall=time.monotonic() - start,
         cpu=usage.ru_utime + usage.ru_stime, peak=usage.ru_maxrss << 10, private=private,
     )
 
@@ -139,7 +140,8 @@ def main() -> None:
         name, path = named.split("=", 1)
         measure(name, lambda _: Path(path).resolve())
     if args.out:
-        head, rule = "| model | source, MiB | int8 base, MiB | s | CPU s | peak RSS, MiB | of it private, MiB |", "|---|" + "---|" * 6
+        columns = ["model", "source, MiB", "int8 base, MiB", "s", "CPU s", "peak RSS, MiB", "private, MiB"]
+        head, rule = f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)
         about = f"{datetime.date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end."
         text = args.out.read_text()
         before, after = text.split("<!-- table -->")[0], text.split("<!-- /table -->")[1]
