@@ -24,6 +24,8 @@ pub const MAX_DEPTH: usize = 100_000;
 pub const MAX_INLINED_BYTES: usize = 256 << 20;
 /// How many times over the bytes of the files may serve as initializers: those of external data may overlap.
 pub const MAX_OVERLAP: u64 = 8;
+/// Most graphs inside each other.
+pub const MAX_NESTED: usize = 8;
 /// Most files of external data.
 pub const MAX_FILES: usize = 1024;
 

@@ -94,7 +94,7 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Strings(s) => {
             AttributeProto { r#type: attribute_type::STRINGS, strings: s.iter().map(text).collect(), ..empty }
         }
-        Attribute::Graph => AttributeProto { r#type: attribute_type::GRAPH, ..empty },
+        Attribute::Graph(_) => AttributeProto { r#type: attribute_type::GRAPH, ..empty },
         Attribute::Reference(r) => AttributeProto { ref_attr_name: r.clone(), ..empty },
     }
 }

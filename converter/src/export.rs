@@ -12,6 +12,7 @@ use crate::canonicalize::canonicalize;
 use crate::drawing;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
+use crate::integers::Integers;
 use crate::kinds::{Kinds, choose};
 use crate::kv_cache;
 use crate::points::{candidates, lookups};
@@ -101,7 +102,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
             paths: sites.get(name).map_or(Vec::new(), |site| site.paths.clone()),
             shape: source.dims().to_vec(),
             scheme: storage.scheme.name(),
-            source_bytes: source.byte_len() as u64,
+            source_bytes: source.integers().map_or(source.byte_len(), Integers::byte_len) as u64,
             bytes: written.packed[name].bytes,
             error: written.packed[name].error,
             reason: storage.reason.clone(),

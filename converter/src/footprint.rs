@@ -1,7 +1,7 @@
 //! What the messages of an ONNX file will take in memory, counted on their bytes before any of it is taken: a message of
 //! two bytes decodes to hundreds.
 
-use crate::bounds::{MAX_CONSTANTS, MAX_NODES};
+use crate::bounds::{MAX_CONSTANTS, MAX_NESTED, MAX_NODES};
 use crate::error::{Error, Result};
 use crate::graph;
 use crate::proto;
@@ -55,6 +55,7 @@ impl Message {
             (Graph, 5) | (Attribute, 5) => Inner(Tensor),
             (Graph, 11 | 12) => Inner(ValueInfo),
             (Node, 5) | (Function, 11) => Inner(Attribute),
+            (Attribute, 6) => Inner(Graph),
             (ValueInfo, 2) => Inner(Type),
             (Type, 1) => Inner(TensorType),
             (TensorType, 2) => Inner(Shape),
@@ -62,7 +63,7 @@ impl Message {
             (Model, 2 | 3) | (Graph, 2) | (Opset, 1) | (Entry, 1 | 2) | (ValueInfo, 1) | (Dim, 2) => Text,
             (Node, 1..=4 | 7) | (Function, 1 | 4..=6 | 10) | (Attribute, 1 | 4 | 9 | 21) | (Tensor, 8) => Text,
             (Attribute, 7 | 8) | (Tensor, 1 | 4 | 5 | 7 | 10 | 11) => Numbers,
-            (Graph, 15) | (Attribute, 6) | (Tensor, 6) => View,
+            (Graph, 15) | (Tensor, 6) => View,
             _ => Unread,
         }
     }
@@ -99,6 +100,8 @@ pub struct Footprint {
     pub constants: usize,
     /// Bytes of memory.
     pub memory: u64,
+    /// Graphs around the message that is counted.
+    nested: usize,
 }
 
 impl Footprint {
@@ -149,7 +152,13 @@ impl Footprint {
                 Content::Message(inner) if key & 7 == 2 => {
                     self.nodes += usize::from(inner == Message::Node);
                     self.constants += usize::from((message, inner) == (Message::Graph, Message::Tensor));
+                    let nested = usize::from(inner == Message::Graph);
+                    self.nested += nested;
+                    if self.nested > MAX_NESTED {
+                        return Err("too many graphs are inside each other");
+                    }
                     self.add(inner, value)?;
+                    self.nested -= nested;
                     0
                 }
                 Content::Text => TEXT + TEXT_COPIES * len as u64,

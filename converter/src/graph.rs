@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
@@ -72,8 +73,8 @@ pub enum Attribute {
     Ints(Vec<i64>),
     /// Strings.
     Strings(Vec<String>),
-    /// A subgraph; no supported operator has one.
-    Graph,
+    /// A subgraph. Only its nodes, constants and the names of its outputs are there.
+    Graph(Arc<Graph>),
     /// In a function body: the value of the call's attribute of this name.
     Reference(String),
 }

@@ -4,6 +4,7 @@
 //! which a model passes through them:
 //!
 //! - [`read`]: an ONNX file becomes a [`graph`] of nodes and [`tensor`]s, with the messages of [`proto`];
+//! - [`integers`]: weights that are quantized already;
 //! - [`footprint`] and [`bounds`]: what a file would take in memory, and numbers that size loops and allocations, are checked;
 //! - [`types`]: types, shapes and constant folding, by tract on the graph without its weights;
 //! - [`kv_cache`]: a decoder's cache is taken out, when asked;
@@ -35,6 +36,7 @@ pub mod graph;
 mod html;
 pub mod insert;
 pub mod inspect;
+pub mod integers;
 pub mod interop;
 pub mod kinds;
 pub mod kv_cache;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::export::{expect_replaceable, publish, resolve, temporary_folder};
 use crate::graph::{Attribute, Graph, Node};
 use crate::insert::remove::remove;
-use crate::quantize::{Packing, scale_name};
+use crate::quantize::{Packing, scale_name, zero_point_name};
 use crate::read::read;
 use crate::tensor::{DType, Tensor};
 use crate::write::{MODEL_FILE, write_model, write_weights};
@@ -143,11 +143,21 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     let mut value = name.clone();
     let mut nodes = Vec::new();
     if spelling.op_type.is_some() {
-        let scales = weight.view().parts.scales;
-        graph.constants.insert(scale_name(&name), Tensor::from_f32(&[scales.len()], scales));
+        let (parts, block) = (weight.view().parts, weight.form().block);
+        let dims = weight.k().checked_div(block).map_or(vec![weight.n()], |blocks| vec![weight.n(), blocks]);
+        graph.constants.insert(scale_name(&name), Tensor::from_f32(&dims, parts.scales));
+        let mut inputs = vec![name.clone(), scale_name(&name)];
+        if !parts.zero_points.is_empty() {
+            let zero_points = Tensor::new(DType::U8, dims, parts.zero_points.to_vec().into())?;
+            graph.constants.insert(zero_point_name(&name), zero_points);
+            inputs.push(zero_point_name(&name));
+        }
         value = format!("{name}.dequantized");
-        let node = Node::new("DequantizeLinear", &value, &[&name, &scale_name(&name)], &value);
-        nodes.push(node.with("axis", Attribute::Int(layout.axis())));
+        let node = Node { inputs, ..Node::new("DequantizeLinear", &value, &[], &value) };
+        nodes.push(match block {
+            0 => node.with("axis", Attribute::Int(layout.axis())),
+            _ => node.with("axis", Attribute::Int(1)).with("block_size", Attribute::Int(block as i64)),
+        });
     }
     if graph.nodes[at].op_type == "MatMulNBits" {
         // x W^T with a packed W [N, K] becomes the product with what takes its place.

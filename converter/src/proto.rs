@@ -156,7 +156,7 @@ pub struct AttributeProto {
     /// A tensor.
     #[prost(message, optional, boxed, tag = "5")]
     pub t: Option<Box<TensorProto>>,
-    /// A subgraph, kept as bytes: control flow is refused.
+    /// A subgraph, kept as bytes until it is known that it is not too deep.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub g: Option<Bytes>,
     /// Floats.

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use globset::{Glob, GlobMatcher};
 use half::f16;
-use inlay_format::quant::{F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
+use inlay_format::quant::{self, F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
 use serde::Serialize;
 
 pub use pack::{Packed, dequantized, pack, values};
@@ -19,6 +19,7 @@ pub use sites::{Site, Sites};
 
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::integers::Integers;
 use crate::tensor::{DType, Rewrite, Tensor};
 use sites::{Use, uses};
 
@@ -127,10 +128,12 @@ pub struct Storage {
     pub form: Form,
     /// Which axis is contiguous.
     pub layout: Layout,
-    /// Whether int4 is spelled as DequantizeLinear.
+    /// Whether blocks are spelled as DequantizeLinear.
     pub qdq: bool,
     /// Whether int8 elements are rounded so that the sum of each output's weights stays.
     pub keep_sums: bool,
+    /// Whether the integers of the source are kept as they are.
+    pub kept: bool,
     /// Why it is not stored as was asked for, if so.
     pub reason: Option<String>,
 }
@@ -138,7 +141,7 @@ pub struct Storage {
 impl Storage {
     /// int8 with a scale for each output.
     pub fn int8(layout: Layout) -> Self {
-        Storage { scheme: &Int8, form: Form::WHOLE, layout, qdq: false, keep_sums: false, reason: None }
+        Storage { scheme: &Int8, form: Form::WHOLE, layout, qdq: false, keep_sums: false, kept: false, reason: None }
     }
 }
 
@@ -272,13 +275,16 @@ struct Weight<'a> {
 impl Weight<'_> {
     /// How it is stored when `asked` is asked for; the reason why it stays as it is, if it does.
     fn storage(&self, asked: Quant, options: &Quantization, explicit: bool) -> Result<Storage, String> {
+        if let Some(integers) = self.tensor.integers().filter(|_| !explicit) {
+            return self.keep(integers, options);
+        }
         if asked == Quant::None {
             return Err("--quant none".into());
         }
         let layout = self.layout()?;
         let whole = |quant: Quant, reason| {
             let keep_sums = quant == Quant::Int8 && self.is_convolution();
-            Storage { scheme: quant.scheme(), form: Form::WHOLE, layout, qdq: false, keep_sums, reason }
+            Storage { scheme: quant.scheme(), form: Form::WHOLE, layout, qdq: false, keep_sums, kept: false, reason }
         };
         if asked != Quant::Int4 {
             return Ok(whole(asked, None));
@@ -301,7 +307,21 @@ impl Weight<'_> {
         }
         let form = Form { block: options.int4_block, zero_points: options.hqq };
         let qdq = options.qdq || self.uses.iter().any(|one| !one.takes_n_bits());
-        Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, keep_sums: false, reason: None })
+        Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, keep_sums: false, kept: false, reason: None })
+    }
+
+    /// How the integers of the source are stored; the reason why they cannot be, if so.
+    fn keep(&self, integers: &Integers, options: &Quantization) -> Result<Storage, String> {
+        if self.tensor.dims().len() < 2 {
+            return Err("bias, norm or scalar".into());
+        }
+        let layout = self.used_layout()?;
+        let linear = self.uses.iter().all(|one| one.not_int4().is_none());
+        let (scheme, form) = integers.storage(self.tensor.rewrites(), layout, linear)?;
+        let scheme = quant::scheme(scheme).expect("the format has every scheme that integers are kept in");
+        let qdq = options.qdq || scheme.name() != "int4" || self.uses.iter().any(|one| !one.takes_n_bits());
+        let layout = if form.block == 0 { layout } else { Layout::NK };
+        Ok(Storage { scheme, form, layout, qdq, keep_sums: false, kept: true, reason: None })
     }
 
     fn is_convolution(&self) -> bool {
@@ -323,6 +343,10 @@ impl Weight<'_> {
         if self.shared {
             return Err("another constant comes from the same initializer".into());
         }
+        self.used_layout()
+    }
+
+    fn used_layout(&self) -> Result<Layout, String> {
         let mut layout = None;
         for one in self.uses {
             match one {

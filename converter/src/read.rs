@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::bounds::{MAX_FILES, MAX_OVERLAP, check_size};
+use crate::bounds::{MAX_FILES, MAX_NESTED, MAX_OVERLAP, check_size};
 use crate::error::{Error, Result, io};
 use crate::footprint::Footprint;
 use crate::graph::{Attribute, Dim, Graph, Node, Port, ValueType};
-use crate::proto::{self, DimensionValue, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type};
+use crate::proto::{
+    self, DimensionValue, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,
+};
 use crate::tensor::{DType, Tensor};
 
 /// The operator sets that the converter reads.
@@ -97,12 +100,14 @@ pub(crate) fn map(path: &Path) -> Result<Bytes> {
 struct Files {
     folder: PathBuf,
     open: HashMap<PathBuf, Bytes>,
+    /// Subgraphs around what is being read.
+    nested: usize,
 }
 
 impl Files {
     fn new(folder: &Path) -> Result<Files> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        Ok(Files { folder: folder.canonicalize().map_err(io(folder))?, open: HashMap::new() })
+        Ok(Files { folder: folder.canonicalize().map_err(io(folder))?, open: HashMap::new(), nested: 0 })
     }
 
     fn slice(&mut self, tensor: &TensorProto, expected: Option<usize>) -> Result<Bytes> {
@@ -193,10 +198,10 @@ fn model(proto: ModelProto, files: &mut Files) -> Result<Model> {
     let mut functions = HashMap::new();
     for f in proto.functions {
         let mut defaults = BTreeMap::new();
-        for a in f.attribute_proto {
-            defaults.insert(a.name.clone(), attribute(a, files)?);
-        }
         let versions = opsets(&f.opset_import);
+        for a in f.attribute_proto {
+            defaults.insert(a.name.clone(), attribute(a, &versions, files)?);
+        }
         let function =
             Function { inputs: f.input, outputs: f.output, defaults, nodes: self::nodes(f.node, &versions, files)? };
         functions.insert((domain(&f.domain), f.name), function);
@@ -246,7 +251,7 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
         }
         let mut attributes = BTreeMap::new();
         for a in n.attribute {
-            attributes.insert(a.name.clone(), attribute(a, files)?);
+            attributes.insert(a.name.clone(), attribute(a, versions, files)?);
         }
         nodes.push(Node {
             name,
@@ -281,7 +286,7 @@ fn module(scopes: &str) -> Option<String> {
     (!module.is_empty()).then(|| (*module).to_owned())
 }
 
-fn attribute(a: proto::AttributeProto, files: &mut Files) -> Result<Attribute> {
+fn attribute(a: proto::AttributeProto, versions: &HashMap<String, i64>, files: &mut Files) -> Result<Attribute> {
     let text = |b: &Bytes| String::from_utf8_lossy(b).into_owned();
     if !a.ref_attr_name.is_empty() {
         return Ok(Attribute::Reference(a.ref_attr_name));
@@ -297,9 +302,29 @@ fn attribute(a: proto::AttributeProto, files: &mut Files) -> Result<Attribute> {
         attribute_type::FLOATS => Attribute::Floats(a.floats),
         attribute_type::INTS => Attribute::Ints(a.ints),
         attribute_type::STRINGS => Attribute::Strings(a.strings.iter().map(text).collect()),
-        attribute_type::GRAPH => Attribute::Graph,
+        attribute_type::GRAPH => Attribute::Graph(Arc::new(subgraph(&a, versions, files)?)),
         other => return Err(Error::Invalid(format!("attribute {:?} has the unsupported type {other}", a.name))),
     })
+}
+
+fn subgraph(a: &proto::AttributeProto, versions: &HashMap<String, i64>, files: &mut Files) -> Result<Graph> {
+    let about = |detail: &str| Error::Invalid(format!("attribute {:?}: {detail}", a.name));
+    let bytes = a.g.clone().ok_or_else(|| about("it holds no graph"))?;
+    if files.nested == MAX_NESTED {
+        return Err(about(&format!("more than {MAX_NESTED} graphs are inside each other")));
+    }
+    let g = GraphProto::decode(bytes).map_err(|e| about(&e.to_string()))?;
+    files.nested += 1;
+    let mut constants = BTreeMap::new();
+    for t in g.initializer {
+        constants.insert(t.name.clone(), tensor(t, files, true)?);
+    }
+    let nodes = nodes(g.node, versions, files)?;
+    files.nested -= 1;
+    // Branches may leave out the types of their outputs.
+    let ty = ValueType { dtype: DType::F32, dims: None };
+    let outputs = g.output.into_iter().map(|o| Port { name: o.name, ty: ty.clone() }).collect();
+    Ok(Graph { name: g.name, nodes, outputs, constants, ..Graph::default() })
 }
 
 fn tensor(t: TensorProto, files: &mut Files, is_initializer: bool) -> Result<Tensor> {
@@ -337,7 +362,7 @@ fn typed_data(t: &TensorProto, dtype: DType) -> Bytes {
         DType::I32 => bytes(&t.int32_data, i32::to_le_bytes),
         DType::U64 => bytes(&t.uint64_data, u64::to_le_bytes),
         DType::U32 => bytes(&t.uint64_data, |v| (v as u32).to_le_bytes()),
-        DType::I8 | DType::U8 | DType::U4 | DType::Bool => bytes(&t.int32_data, |v| [v as u8]),
+        DType::I8 | DType::U8 | DType::U4 | DType::I4 | DType::U2 | DType::Bool => bytes(&t.int32_data, |v| [v as u8]),
         DType::I16 | DType::U16 | DType::F16 | DType::BF16 => bytes(&t.int32_data, |v| (v as u16).to_le_bytes()),
     }
 }

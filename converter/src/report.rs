@@ -239,6 +239,13 @@ pub fn notes<'a>(packing: &Packing, chosen: impl Iterator<Item = &'a Candidate>)
             folded.join(", ")
         ));
     }
+    let kept = packing.weights.values().filter(|storage| storage.kept).count();
+    if kept > 0 {
+        notes.push(format!(
+            "{kept} weights keep the integers that the source has; --quant-rule 'GLOB=SCHEME' quantizes them anew. \
+             Activations are f32, cut off where the source cuts them off"
+        ));
+    }
     if packing.weights.values().any(|storage| storage.scheme.name() == "int8") {
         notes.push(
             "onnxruntime: use basic graph optimization, or session.qdq_matmulnbits_accuracy_level=1; its default \

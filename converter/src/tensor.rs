@@ -1,9 +1,12 @@
 //! Constants: element types, values, and the rewrites that lead from a source weight to the exported one.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 use prost::bytes::Bytes;
 
 use crate::error::{Error, Result};
+use crate::integers::Integers;
 
 /// An ONNX element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,10 @@ pub enum DType {
     BF16,
     /// 4-bit unsigned integer, two a byte
     U4,
+    /// 4-bit integer, two a byte
+    I4,
+    /// 2-bit unsigned integer, four a byte
+    U2,
 }
 
 /// Number in ONNX, type, bits.
@@ -54,6 +61,8 @@ const CODES: &[(i32, DType, usize)] = &[
     (13, DType::U64, 64),
     (16, DType::BF16, 16),
     (21, DType::U4, 4),
+    (22, DType::I4, 4),
+    (25, DType::U2, 2),
 ];
 
 impl DType {
@@ -100,6 +109,8 @@ pub struct Tensor {
     dims: Vec<usize>,
     source_dims: Vec<usize>,
     source: Bytes,
+    /// What the floats are made of, where the source has integers; `source` is empty then.
+    integers: Option<Arc<Integers>>,
     rewrites: Vec<Rewrite>,
     /// The initializer of the source that this one comes from.
     pub origin: Option<String>,
@@ -125,7 +136,27 @@ impl Tensor {
                 bytes.len()
             )));
         }
-        Ok(Tensor { dtype, source_dims: dims.clone(), dims, source: bytes, rewrites: Vec::new(), origin: None })
+        let source_dims = dims.clone();
+        Ok(Tensor { dtype, source_dims, dims, source: bytes, integers: None, rewrites: Vec::new(), origin: None })
+    }
+
+    /// The floats of `integers`, which are made when they are read.
+    pub fn from_integers(integers: Integers) -> Tensor {
+        let dims = integers.dims().to_vec();
+        Tensor {
+            dtype: DType::F32,
+            source_dims: dims.clone(),
+            dims,
+            source: Bytes::new(),
+            integers: Some(Arc::new(integers)),
+            rewrites: Vec::new(),
+            origin: None,
+        }
+    }
+
+    /// What the floats are made of before the rewrites, where the source has integers.
+    pub fn integers(&self) -> Option<&Integers> {
+        self.integers.as_deref()
     }
 
     /// A f32 tensor.
@@ -185,9 +216,15 @@ impl Tensor {
         t
     }
 
+    /// The same tensor made of other floats: `values` are those before the rewrites.
+    pub fn with_source(&self, values: &[f32]) -> Tensor {
+        let source = Tensor::from_f32(&self.source_dims, values).source;
+        Tensor { dtype: DType::F32, source, integers: None, ..self.clone() }
+    }
+
     /// The values' bytes, little-endian; a view where nothing was rewritten.
     pub fn bytes(&self) -> Bytes {
-        if self.rewrites.is_empty() {
+        if self.rewrites.is_empty() && self.integers.is_none() {
             return self.source.clone();
         }
         self.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
@@ -239,6 +276,13 @@ impl Tensor {
             DType::I8 => read(b, |c| i8::from_le_bytes(c).into()),
             DType::U8 | DType::Bool => b.iter().map(|&v| v.into()).collect(),
             DType::U4 => b.iter().flat_map(|&v| [i64::from(v & 15), i64::from(v >> 4)]).take(self.len()).collect(),
+            DType::I4 => {
+                let signed = |v: u8| i64::from(v.cast_signed() >> 4);
+                b.iter().flat_map(|&v| [signed(v << 4), signed(v)]).take(self.len()).collect()
+            }
+            DType::U2 => {
+                b.iter().flat_map(|&v| [0, 2, 4, 6].map(|at| i64::from((v >> at) & 3))).take(self.len()).collect()
+            }
             _ => return None,
         })
     }
@@ -249,6 +293,9 @@ impl Tensor {
     }
 
     fn decode(&self) -> Vec<f32> {
+        if let Some(integers) = &self.integers {
+            return integers.floats();
+        }
         let b = &self.source;
         match self.dtype {
             DType::F32 => read(b, f32::from_le_bytes),

@@ -13,7 +13,7 @@ use crate::oracle::{self, Feed, Output, Values};
 use crate::quantize::{Packing, dequantized};
 use crate::read::{self, Model};
 use crate::samples;
-use crate::tensor::{Rewrite, Tensor};
+use crate::tensor::Rewrite;
 use crate::write::{MODEL_FILE, write_model, write_weights};
 
 /// Largest difference of the exported graph from the source with the same weights, relative to max(1, |y|).
@@ -184,7 +184,7 @@ fn substitute(source: &mut Graph, packed: &PackedGraph<'_>, exported: &Graph) ->
         let origin = tensor.origin.as_ref().and_then(|o| source.constants.get_mut(o));
         let Some(origin) = origin else { continue };
         let values = dequantized(name, tensor, storage, exported)?;
-        *origin = Tensor::from_f32(origin.dims(), &tensor.undo_rewrites(values));
+        *origin = origin.with_source(&tensor.undo_rewrites(values));
         let transposed = origin.rewritten(Rewrite::Transpose);
         let copies = packed.graph.tied.iter().filter(|(_, table)| *table == name).map(|(copy, _)| copy.clone());
         source.constants.extend(copies.map(|copy| (copy, transposed.clone())));

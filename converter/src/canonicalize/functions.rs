@@ -10,11 +10,10 @@ use crate::read::{Function, Model};
 /// Calls within calls.
 const MAX_DEPTH: usize = 32;
 
-/// The graph of `model` without calls of its functions.
-pub(super) fn inline(model: &Model) -> Result<Graph> {
-    let mut graph = model.graph.clone();
+/// Replaces the calls of functions of `model` in `graph`.
+pub(super) fn inline(graph: &mut Graph, model: &Model) -> Result<()> {
     if model.functions.is_empty() {
-        return Ok(graph);
+        return Ok(());
     }
     let mut inlined = Inlined { functions: &model.functions, nodes: Vec::new(), calls: 0, bytes: 0 };
     for node in std::mem::take(&mut graph.nodes) {
@@ -22,8 +21,7 @@ pub(super) fn inline(model: &Model) -> Result<Graph> {
     }
     graph.nodes = inlined.nodes;
     graph.sort()?;
-    check_size(&graph)?;
-    Ok(graph)
+    check_size(graph)
 }
 
 /// The nodes so far, and what they took.
@@ -96,7 +94,7 @@ impl Inlined<'_> {
 }
 
 /// Bytes that a node takes: its names, and the numbers of its attributes. Tensors are shared.
-fn heap_bytes(node: &Node) -> usize {
+pub(super) fn heap_bytes(node: &Node) -> usize {
     let names = node.inputs.iter().chain(&node.outputs).chain([&node.name, &node.op_type, &node.domain]);
     let attributes = node.attributes.iter().map(|(name, value)| {
         let value = match value {
@@ -140,7 +138,9 @@ mod tests {
     #[test]
     fn a_call_becomes_its_body() {
         let leaky = Node::new("LeakyRelu", "n", &["a"], "h").with("alpha", Attribute::Reference("slope".into()));
-        let g = inline(&model(vec![leaky, Node::new("Relu", "m", &["h"], "b")])).unwrap();
+        let model = model(vec![leaky, Node::new("Relu", "m", &["h"], "b")]);
+        let mut g = model.graph.clone();
+        inline(&mut g, &model).unwrap();
         assert_eq!(ops(&g), ["LeakyRelu", "Relu"]);
         assert_eq!(g.nodes[0].float("alpha"), Some(0.5));
         assert_eq!((g.nodes[0].inputs[0].as_str(), g.nodes[1].output()), ("x", "y"));
@@ -159,7 +159,7 @@ mod tests {
             });
             model.functions = functions.enumerate().map(|(i, f)| (("own".to_owned(), format!("F{i}")), f)).collect();
             model.graph = graph(&[4], &[], vec![Node { outputs: vec![], ..call("c", 0) }]);
-            inline(&model).unwrap_err().to_string()
+            inline(&mut model.graph.clone(), &model).unwrap_err().to_string()
         };
         // Ten to the power of nineteen calls of a function that does nothing.
         assert!(grown(vec![]).contains("called more than"));
@@ -168,13 +168,14 @@ mod tests {
         let calls =
             (0..1000).map(|i| Node { domain: "own".into(), ..Node::new("Block", "c", &["x"], &format!("y{i}")) });
         model.graph.nodes = calls.collect();
-        assert!(inline(&model).unwrap_err().to_string().contains("268435456 bytes"));
+        assert!(inline(&mut model.graph.clone(), &model).unwrap_err().to_string().contains("268435456 bytes"));
     }
 
     #[test]
     fn endless_recursion_is_refused() {
         let mut again = Node::new("Block", "n", &["a"], "b");
         again.domain = "own".into();
-        assert!(inline(&model(vec![again])).unwrap_err().to_string().contains("deep"));
+        let model = model(vec![again]);
+        assert!(inline(&mut model.graph.clone(), &model).unwrap_err().to_string().contains("deep"));
     }
 }

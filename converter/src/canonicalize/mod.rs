@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch_norm;
+mod branches;
 mod constants;
 mod functions;
 mod gelu;
@@ -14,13 +15,15 @@ mod norms;
 mod opset;
 mod pad;
 mod primitives;
+mod quantized;
+mod recurrent;
 mod rotary;
 mod tied;
 mod variadic;
 
 pub use primitives::{ALL as EXPANSIONS, Expansion, find as expansion};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, OPSET};
 use crate::read::Model;
 use crate::{bounds, support, types};
@@ -37,6 +40,7 @@ pub struct Pass {
 pub const ALL: &[Pass] = &[
     Pass { name: "operator set 21", run: opset::run },
     Pass { name: "two inputs", run: variadic::run },
+    Pass { name: "plain recurrent cells", run: recurrent::run },
     Pass { name: "no identity", run: identity::run },
     // What depended on an exporter's CastLike is constant only now.
     Pass { name: "constants folded", run: |graph| types::infer(graph, OPSET) },
@@ -81,16 +85,31 @@ pub fn inlined(model: &Model) -> Result<Graph> {
     Ok(graph)
 }
 
-/// The graph of `model` with functions inlined, Constant nodes made constants, and nothing that no output needs, whatever
-/// its operators.
+/// Functions in branches in functions.
+const MAX_ROUNDS: usize = 16;
+
+/// The graph of `model` with functions inlined, Constant nodes made constants, quantized weights made floats that remember
+/// their integers, and nothing that no output needs, whatever its operators.
 ///
 /// # Errors
 /// If a function cannot be inlined.
 pub(crate) fn flattened(model: &Model) -> Result<Graph> {
-    let mut graph = functions::inline(model)?;
-    graph.sweep();
-    constants::run(&mut graph)?;
-    identity::run(&mut graph)?;
+    let mut graph = model.graph.clone();
+    for round in 0.. {
+        if round == MAX_ROUNDS {
+            return Err(Error::Invalid(format!("functions and branches hold each other more than {MAX_ROUNDS} deep")));
+        }
+        functions::inline(&mut graph, model)?;
+        graph.sweep();
+        constants::run(&mut graph)?;
+        identity::run(&mut graph)?;
+        graph.sort()?;
+        // Branches may hold calls, and functions branches.
+        if !branches::run(&mut graph, model.opset)? {
+            break;
+        }
+    }
+    quantized::run(&mut graph, model.opset)?;
     graph.sort()?;
     graph.sweep();
     Ok(graph)

@@ -6,6 +6,7 @@ use prost::bytes::Bytes;
 use super::{Packing, Storage, scale_name, sums, zero_point_name};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::integers::Stored;
 use crate::tensor::{DType, Tensor};
 
 /// The tensors of a packed weight.
@@ -28,7 +29,7 @@ pub struct Packed {
 pub fn pack(name: &str, tensor: &Tensor, storage: &Storage) -> Result<Packed> {
     let Storage { scheme, form, layout, .. } = *storage;
     let (values, dims) = (tensor.to_f32(), matrix(tensor, layout));
-    let (data, scales, zero_points) = encode(name, &values, dims, storage)?;
+    let (data, scales, zero_points) = encode(name, tensor, &values, dims, storage)?;
     let error = error(storage, Parts { data: &data, scales: &scales, zero_points: &zero_points }, dims, &values);
     let [k, n] = dims;
     let tensor_of = |dtype, dims: &[usize], bytes: Vec<u8>| Tensor::new(dtype, dims.to_vec(), bytes.into());
@@ -50,6 +51,11 @@ pub fn pack(name: &str, tensor: &Tensor, storage: &Storage) -> Result<Packed> {
                 (tensor_of(DType::U8, &[n, blocks, block / 2], data)?, scales, zero_points)
             }
         }
+        "uint8" => {
+            let dims = k.checked_div(form.block).map_or(vec![n], |blocks| vec![n, blocks]);
+            let zero_points = tensor_of(DType::U8, &dims, zero_points)?;
+            (tensor_of(DType::U8, tensor.dims(), data)?, Some(Tensor::from_f32(&dims, &scales)), Some(zero_points))
+        }
         "int8" => (tensor_of(DType::I8, tensor.dims(), data)?, Some(Tensor::from_f32(&[n], &scales)), None),
         "f16" => (tensor_of(DType::F16, tensor.dims(), data)?, None, None),
         _ => (tensor_of(DType::F32, tensor.dims(), data)?, None, None),
@@ -57,9 +63,19 @@ pub fn pack(name: &str, tensor: &Tensor, storage: &Storage) -> Result<Packed> {
     Ok(Packed { data, scales, zero_points, error })
 }
 
-/// Elements, scales and zero points of `values`, as kernels want them.
-fn encode(name: &str, values: &[f32], dims: [usize; 2], storage: &Storage) -> Result<(Vec<u8>, Vec<f32>, Vec<u8>)> {
-    let Storage { scheme, form, layout, .. } = *storage;
+/// Elements, scales and zero points of `tensor`, whose `values` these are, as kernels want them.
+fn encode(
+    name: &str,
+    tensor: &Tensor,
+    values: &[f32],
+    dims: [usize; 2],
+    storage: &Storage,
+) -> Result<(Vec<u8>, Vec<f32>, Vec<u8>)> {
+    let Storage { scheme, form, layout, kept, .. } = *storage;
+    if let Some(integers) = tensor.integers().filter(|_| kept) {
+        let Stored { data, scales, zero_points } = integers.stored(tensor.rewrites(), layout, scheme.name(), form);
+        return Ok((data, scales, zero_points));
+    }
     let sizes = scheme.sizes(layout, dims, form).expect("storage is chosen by shape");
     let (mut data, mut scales) = (vec![0; sizes.data], vec![0.0; sizes.scales]);
     let mut zero_points = vec![0; sizes.zero_points];
@@ -82,7 +98,7 @@ pub fn values(name: &str, tensor: &Tensor, packing: &Packing) -> Result<Vec<f32>
     let Some(storage) = packing.weights.get(name) else { return Ok(tensor.to_f32()) };
     let dims = matrix(tensor, storage.layout);
     let mut values = tensor.to_f32();
-    let (data, scales, zero_points) = encode(name, &values, dims, storage)?;
+    let (data, scales, zero_points) = encode(name, tensor, &values, dims, storage)?;
     let parts = Parts { data: &data, scales: &scales, zero_points: &zero_points };
     storage.scheme.decode(parts, storage.layout, dims, 0, &mut values);
     Ok(values)
@@ -100,7 +116,7 @@ pub fn dequantized(name: &str, tensor: &Tensor, storage: &Storage, graph: &Graph
     let data = graph.constants.get(name).ok_or_else(missing)?.bytes();
     let scales = graph.constants.get(&scale_name(name)).map_or(Vec::new(), Tensor::to_f32);
     let zero_points = match graph.constants.get(&zero_point_name(name)) {
-        Some(flat) if storage.qdq && form.zero_points => {
+        Some(flat) if storage.scheme.name() == "int4" && storage.qdq && form.zero_points => {
             let blocks = dims[0] / form.block;
             repack(&flat.bytes(), [dims[1], blocks], blocks, blocks.next_multiple_of(2)).into()
         }

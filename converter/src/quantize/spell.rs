@@ -9,14 +9,16 @@ use crate::points::frozen_weight;
 /// Lets every user of the constant `name` read what `storage` says of it.
 pub(super) fn spell(graph: &mut Graph, name: &str, storage: &Storage) {
     match storage.scheme.name() {
-        "int4" => int4(graph, name, storage),
+        _ if storage.form.block > 0 => blocks(graph, name, storage),
         "f16" => {
             const FLOAT: i64 = 1;
             before(graph, name, |float| Node::new("Cast", float, &[name], float).with("to", Attribute::Int(FLOAT)));
         }
-        _ => before(graph, name, |float| {
-            Node::new("DequantizeLinear", float, &[name, &scale_name(name)], float)
-                .with("axis", Attribute::Int(storage.layout.axis()))
+        scheme => before(graph, name, |float| {
+            let mut inputs = vec![name.to_owned(), scale_name(name)];
+            inputs.extend((scheme == "uint8").then(|| zero_point_name(name)));
+            let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+            Node::new("DequantizeLinear", float, &inputs, float).with("axis", Attribute::Int(storage.layout.axis()))
         }),
     }
 }
@@ -28,8 +30,8 @@ fn before(graph: &mut Graph, name: &str, node: impl Fn(&str) -> Node) {
     graph.nodes.insert(0, node(&float));
 }
 
-/// The users of an int4 weight: MatMul, Gemm, and MatMul with a Transpose of it. The constant is stored as [N, K].
-fn int4(graph: &mut Graph, name: &str, storage: &Storage) {
+/// The users of a weight in blocks: MatMul, Gemm, and MatMul with a Transpose of it. The constant is stored as [N, K].
+fn blocks(graph: &mut Graph, name: &str, storage: &Storage) {
     let links = graph.links();
     let axis = |node| frozen_weight(graph, &links, node).and_then(|(weight, axis)| (weight == name).then_some(axis));
     let users: Vec<(usize, usize)> =
@@ -54,6 +56,9 @@ fn int4(graph: &mut Graph, name: &str, storage: &Storage) {
             } else {
                 node.inputs[1].clone_from(&turned);
             }
+        }
+        for node in graph.nodes.iter_mut().filter(|node| node.is("Gather") && node.input(0) == Some(name)) {
+            node.inputs[0].clone_from(&float);
         }
         if graph.nodes.iter().any(|node| node.inputs.contains(&turned)) {
             let perm = Attribute::Ints(vec![1, 0]);

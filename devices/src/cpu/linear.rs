@@ -10,6 +10,7 @@ use super::halves::Halves;
 use super::int4::Int4;
 use super::pool::Disjoint;
 use super::simd::Vector;
+use super::uint8::Uint8;
 use crate::kernels::{ACCUMULATE, Args, LinearParams, from_words};
 use crate::weight::WeightView;
 
@@ -51,6 +52,7 @@ pub fn linear(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
                 let q = Int4::new(&w, transposed);
                 gemm(context, 1, shape, |_| (product, q));
             }
+            ("uint8", _) => gemm(context, 1, shape, |_| (product, Uint8 { w, transposed })),
             ("f16", _) => {
                 let halves = Halves { data: w.parts.data, stride, across };
                 gemm(context, 1, shape, |_| (product, halves));

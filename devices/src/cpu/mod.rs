@@ -18,6 +18,7 @@ mod pool;
 mod rows;
 mod simd;
 mod sync;
+mod uint8;
 
 use std::fmt;
 use std::sync::Arc;

@@ -34,6 +34,15 @@ pub enum CaseInput {
         /// The axis of the scales.
         axis: usize,
     },
+    /// A constant that is stored as uint8 with scales and zero points.
+    Uint8 {
+        /// The values before quantization.
+        values: HostTensor,
+        /// The axis of the outputs, which have a scale each unless there are blocks.
+        axis: usize,
+        /// Which elements share a scale: those of an output, or of a block.
+        form: Form,
+    },
     /// A constant matrix [N, K] that is stored as int4 in blocks of K, and dequantized by an op of its own.
     Int4 {
         /// The values before quantization.
@@ -79,6 +88,11 @@ impl CaseInput {
     /// An int8 constant of random floats in [-1, 1).
     pub fn int8(seed: u64, shape: &[usize], axis: usize) -> Self {
         CaseInput::Int8 { values: random(seed, shape), axis }
+    }
+
+    /// A uint8 constant of random floats in [-1, 1).
+    pub fn uint8(seed: u64, shape: &[usize], axis: usize, form: Form) -> Self {
+        CaseInput::Uint8 { values: random(seed, shape), axis, form }
     }
 
     /// An int4 constant [N, K] of random floats in [-1, 1).

@@ -5,7 +5,8 @@ use crate::graph::{Attributes, DType};
 use crate::plan::{Backward, Forward, HostOrFrozen};
 
 /// `y = (q - zero_point) scale` of an initializer: what spells a quantized weight, and is never computed. int8 has one
-/// scale per channel and no zero point; uint4 matrices have scales and zero points for blocks of the second axis.
+/// scale per channel and no zero point, uint8 both; uint4 and uint8 matrices may have scales and zero points for blocks of
+/// the second axis.
 pub struct DequantizeLinear;
 
 impl Op for DequantizeLinear {
@@ -38,10 +39,7 @@ impl Op for DequantizeLinear {
             }
             return Ok(Some(Simplified::Frozen(q.dequantize_blocks(&scales, zero_point)?)));
         }
-        if zero_point.is_some_and(|z| !z.is_zero()) {
-            return Err(unsupported("a zero point that is not zero"));
-        }
-        Ok(Some(Simplified::Frozen(q.dequantize(&scales, axis)?)))
+        Ok(Some(Simplified::Frozen(q.dequantize(&scales, zero_point, axis)?)))
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -62,6 +60,8 @@ impl Op for DequantizeLinear {
         let form = |block, zero_points| Form { block, zero_points };
         vec![
             case("int8", CaseInput::int8(1, &[4, 6], 1)),
+            case("uint8", CaseInput::uint8(1, &[4, 6], 1, Form::WHOLE)),
+            case("uint8 in blocks", CaseInput::uint8(1, &[3, 48], 0, form(16, true))),
             case("int4", CaseInput::int4(1, [4, 64], form(32, false))),
             case("int4, zero points of odd blocks", CaseInput::int4(1, [3, 48], form(16, true))),
         ]

@@ -23,6 +23,7 @@ mod matmul;
 pub(crate) mod matmul_n_bits;
 mod pad;
 mod pool;
+mod recurrent;
 mod reduce;
 mod reshape;
 mod scale;
@@ -40,6 +41,7 @@ use binary::BINARY;
 use compare::{COMPARE, IS_NAN, NOT};
 pub(crate) use layer_norm::{LAYER_NORM, RMS_NORM, RMS_NORM_TYPE};
 use pool::POOL;
+use recurrent::RECURRENT;
 use reduce::REDUCE;
 use reshape::RESHAPE;
 use shape::HOST;
@@ -93,6 +95,7 @@ pub static ALL: &[&dyn Op] = &[
     &HOST[2],
     &HOST[3],
     &HOST[4],
+    &HOST[5],
     &LAYER_NORM,
     &RMS_NORM,
     &matmul::MatMul,
@@ -102,6 +105,9 @@ pub static ALL: &[&dyn Op] = &[
     &POOL[1],
     &POOL[2],
     &POOL[3],
+    &RECURRENT[0],
+    &RECURRENT[1],
+    &RECURRENT[2],
     &REDUCE[0],
     &REDUCE[1],
     &REDUCE[2],

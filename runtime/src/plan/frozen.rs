@@ -1,6 +1,6 @@
 use half::f16;
 use inlay_devices::weight::{Packed, Weight, WeightError, Window};
-use inlay_format::quant::{F16, F32, Int4, Int8, Layout, Scheme};
+use inlay_format::quant::{F16, F32, Int4, Int8, Layout, Scheme, Uint8};
 
 use crate::base::Constant;
 use crate::graph::{DType, HostTensor};
@@ -28,6 +28,8 @@ enum Packing {
     Half,
     /// int8 with a scale for each index of a stored axis.
     PerChannel { scales: Window, axis: usize },
+    /// uint8 with a scale and a zero point for each index of the stored axis `n_axis`, or in blocks along the other one.
+    Bytes { scales: Window, zero_points: Window, n_axis: usize },
     /// int4 in blocks along the second of two axes, as [`Int4`] has them.
     Blocked { scales: Window, zero_points: Option<Window> },
 }
@@ -112,16 +114,29 @@ impl Frozen {
         (self.dtype == DType::F16).then(|| Frozen { packing: Packing::Half, ..self.clone() })
     }
 
-    /// Integers with a scale for each index of `axis`.
-    pub(crate) fn dequantize(&self, scales: &HostOrFrozen<'_>, axis: usize) -> Result<Self, OpError> {
-        if self.dtype != DType::I8 || !matches!(self.packing, Packing::None) || self.transposed {
-            return Err(unsupported("DequantizeLinear of anything but an int8 initializer"));
+    /// Integers with a scale, and where they are unsigned a zero point, for each index of `axis`.
+    pub(crate) fn dequantize(
+        &self,
+        scales: &HostOrFrozen<'_>,
+        zero_points: Option<&Frozen>,
+        axis: usize,
+    ) -> Result<Self, OpError> {
+        if !matches!(self.packing, Packing::None) || self.transposed {
+            return Err(unsupported("DequantizeLinear of computed values"));
         }
-        let scales = scales.window()?;
-        if scales.bytes().len() != 4 * self.dims[axis] {
+        let (scales, channels) = (scales.window()?, self.dims[axis]);
+        if scales.bytes().len() != 4 * channels {
             return Err(unsupported("DequantizeLinear without one scale per channel"));
         }
-        Ok(Frozen { packing: Packing::PerChannel { scales, axis }, ..self.clone() })
+        let packing = match (self.dtype, zero_points) {
+            (DType::I8, zero_points) if zero_points.is_none_or(Frozen::is_zero) => Packing::PerChannel { scales, axis },
+            (DType::U8, Some(z)) if z.dtype == DType::U8 && z.dims == [channels] => {
+                Packing::Bytes { scales, zero_points: z.window.clone(), n_axis: axis }
+            }
+            (DType::I8, _) => return Err(unsupported("a zero point of int8 that is not zero")),
+            _ => return Err(unsupported("DequantizeLinear of anything but int8, or uint8 with zero points")),
+        };
+        Ok(Frozen { packing, ..self.clone() })
     }
 
     /// Bytes of int4 as the matrix [N, K] = `dims`, as `com.microsoft.MatMulNBits` packs elements, scales [N, blocks] and
@@ -149,7 +164,7 @@ impl Frozen {
         Ok(blocked)
     }
 
-    /// uint4 [N, K] in blocks along K, as `DequantizeLinear` packs elements, scales and zero points [N, blocks].
+    /// uint4 or uint8 [N, K] in blocks along K, as `DequantizeLinear` packs elements, scales and zero points [N, blocks].
     pub(crate) fn dequantize_blocks(
         &self,
         scales: &HostOrFrozen<'_>,
@@ -158,10 +173,22 @@ impl Frozen {
         let &[n, k] = self.dims.as_slice() else {
             return Err(unsupported("DequantizeLinear in blocks of a tensor that is no matrix"));
         };
-        if self.dtype != DType::U4 {
-            return Err(unsupported("DequantizeLinear in blocks of anything but a uint4 initializer"));
-        }
         let blocks = scales.window()?.bytes().len() / 4 / n.max(1);
+        match zero_points {
+            _ if !matches!(self.packing, Packing::None) || self.transposed => {
+                return Err(unsupported("DequantizeLinear of computed values"));
+            }
+            Some(z) if self.dtype == DType::U8 && z.dtype == DType::U8 && z.dims == [n, blocks] => {
+                let packing = Packing::Bytes { scales: scales.window()?, zero_points: z.window.clone(), n_axis: 0 };
+                let bytes = Frozen { packing, ..self.clone() };
+                bytes.weight(0)?;
+                return Ok(bytes);
+            }
+            _ if self.dtype != DType::U4 => {
+                return Err(unsupported("DequantizeLinear in blocks of anything but uint4, or uint8 with zero points"));
+            }
+            _ => {}
+        }
         let rows = match zero_points {
             // ONNX: zero.
             None => Some(vec![0; n * blocks.div_ceil(2)]),
@@ -213,11 +240,14 @@ impl Frozen {
             Packing::PerChannel { scales, axis } if *axis == stored => {
                 (&Int8, Packed { scales: Some(scales.clone()), ..Packed::elements(data) })
             }
+            Packing::Bytes { scales, zero_points, n_axis } if *n_axis == stored => {
+                (&Uint8, Packed { data, scales: Some(scales.clone()), zero_points: Some(zero_points.clone()) })
+            }
             Packing::Blocked { scales, zero_points } if stored == 0 => {
                 let (scales, zero_points) = (Some(scales.clone()), zero_points.clone());
                 (&Int4, Packed { data, scales, zero_points })
             }
-            Packing::PerChannel { .. } | Packing::Blocked { .. } => {
+            Packing::PerChannel { .. } | Packing::Bytes { .. } | Packing::Blocked { .. } => {
                 return Err(OpError::Unsupported {
                     what: "a weight whose scales do not belong to its outputs",
                     way_out: "re-export the model with this version's converter",
@@ -251,8 +281,9 @@ impl Frozen {
                 let scale = |i: usize| scales[i / inner.max(1) % self.dims[*axis]];
                 self.window.bytes().iter().enumerate().map(|(i, &q)| f32::from(q.cast_signed()) * scale(i)).collect()
             }
-            (Packing::Blocked { .. }, _) => {
-                let weight = Frozen { transposed: false, ..self.clone() }.weight(0)?;
+            (Packing::Blocked { .. } | Packing::Bytes { .. }, _) => {
+                let n_axis = if let Packing::Bytes { n_axis, .. } = self.packing { n_axis } else { 0 };
+                let weight = Frozen { transposed: false, ..self.clone() }.weight(n_axis)?;
                 let (view, mut values) = (weight.view(), vec![0.0; self.dims.iter().product()]);
                 view.scheme.decode(view.parts, view.layout, [view.k, view.n], 0, &mut values);
                 values

@@ -12,7 +12,7 @@ use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling,
 pub struct Int4;
 
 /// The zero point of forms that have none of their own.
-const MIDDLE: u8 = 8;
+pub const MIDDLE: u8 = 8;
 
 /// The largest block.
 const MAX_BLOCK: usize = 256;

@@ -6,11 +6,13 @@ mod f16;
 mod f32;
 mod int4;
 mod int8;
+mod uint8;
 
 pub use f16::F16;
 pub use f32::F32;
-pub use int4::Int4;
+pub use int4::{Int4, MIDDLE};
 pub use int8::Int8;
+pub use uint8::Uint8;
 
 /// Which axis of a logical [K, N] weight is contiguous in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -198,7 +200,7 @@ fn check_finite(values: &[f32]) -> Result<(), EncodeError> {
 }
 
 /// Every scheme.
-pub static SCHEMES: &[&dyn Scheme] = &[&Int8, &Int4, &F16, &F32];
+pub static SCHEMES: &[&dyn Scheme] = &[&Int8, &Uint8, &Int4, &F16, &F32];
 
 /// The scheme of that name.
 pub fn scheme(name: &str) -> Option<&'static dyn Scheme> {

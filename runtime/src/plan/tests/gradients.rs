@@ -1,5 +1,5 @@
 use inlay_devices::kernels::sample;
-use inlay_format::quant::{Form, Int4, Int8, Layout, PartsMut, Scheme};
+use inlay_format::quant::{Form, Int4, Int8, Layout, PartsMut, Scheme, Uint8};
 
 use super::*;
 use crate::graph::build::Build;
@@ -71,12 +71,15 @@ fn build(node: &'static dyn Op, case: &Case, through: Through, output: usize) ->
                 let attributes = Attributes::default().with_int("axis", *axis as i64);
                 Some(g.node(op("DequantizeLinear"), attributes, vec![Some(q), Some(scale)], 1)[0])
             }
+            CaseInput::Uint8 { values, axis, form } => Some(uint8(&mut g, &name, values, *axis, *form)),
             CaseInput::Int4 { values, form } => Some(int4(&mut g, &name, values, *form)),
             CaseInput::Packed { dtype, shape, bytes } => Some(g.bytes(&name, *dtype, shape, bytes.clone())),
         });
     }
     let mut id = if node.op_type() == "DequantizeLinear" {
-        let (CaseInput::Int8 { values, .. } | CaseInput::Int4 { values, .. }) = &case.inputs[0] else {
+        let (CaseInput::Int8 { values, .. } | CaseInput::Uint8 { values, .. } | CaseInput::Int4 { values, .. }) =
+            &case.inputs[0]
+        else {
             panic!("its cases are quantized")
         };
         let x = step(&mut g, 9, values);
@@ -101,6 +104,28 @@ fn int8(g: &mut Build, name: &str, values: &HostTensor, axis: usize) -> (ValueId
     Int8.encode(values.floats().unwrap(), layout, [k, n], parts).unwrap();
     let scale = g.constant(&format!("{name}.scale"), &HostTensor::of([n], scales));
     (g.bytes(&format!("{name}.q"), DType::I8, shape, q), scale)
+}
+
+/// The dequantized constant with its outputs on `axis`.
+fn uint8(g: &mut Build, name: &str, values: &HostTensor, axis: usize, form: Form) -> ValueId {
+    let shape = values.shape();
+    let layout = if axis == 0 { Layout::NK } else { Layout::KN };
+    let (k, n) = (values.len() / shape[axis], shape[axis]);
+    let sizes = Uint8.sizes(layout, [k, n], form).unwrap();
+    let (mut q, mut scales, mut zeros) = (vec![0; sizes.data], vec![0.0; sizes.scales], vec![0; sizes.zero_points]);
+    let parts = PartsMut { data: &mut q, scales: &mut scales, zero_points: &mut zeros };
+    Uint8.encode(values.floats().unwrap(), layout, [k, n], parts).unwrap();
+    let (dims, attributes) = match form.block {
+        0 => (vec![n], Attributes::default().with_int("axis", axis as i64)),
+        block => {
+            let attributes = Attributes::default().with_int("axis", 1).with_int("block_size", block as i64);
+            (vec![n, k / block], attributes)
+        }
+    };
+    let q = g.bytes(&format!("{name}.q"), DType::U8, shape, q);
+    let scale = g.constant(&format!("{name}.scale"), &HostTensor::of(dims.as_slice(), scales));
+    let zero = g.bytes(&format!("{name}.zero"), DType::U8, &dims, zeros);
+    g.node(op("DequantizeLinear"), attributes, vec![Some(q), Some(scale), Some(zero)], 1)[0]
 }
 
 /// The dequantized matrix [N, K]; zero points are packed as DequantizeLinear has them.
