@@ -15,6 +15,16 @@ pub const REWRITTEN: &[(&str, &str)] = &[
     ("Sum", "a chain of Add"),
 ];
 
+/// Operators of ai.onnx that are replaced where they are of a usual form, else refused, and what they become.
+pub const REPLACED: &[(&str, &str)] = &[
+    ("ConvInteger", "of dynamic quantization: Conv of f32 with the same integers as its weight"),
+    ("DequantizeLinear", "of an initializer: the weight, whose integers are kept"),
+    ("DynamicQuantizeLinear", "nothing: activations stay f32"),
+    ("If", "the branch that is taken, where constants and known shapes decide"),
+    ("MatMulInteger", "of dynamic quantization: MatMul of f32 with the same integers as its weight"),
+    ("QuantizeLinear", "with the DequantizeLinear after it: Clip to the range that its integers hold"),
+];
+
 /// Operators that the runtime runs, but that only the converter writes.
 const WRITTEN: &[&str] = &["DequantizeLinear", "MatMulNBits"];
 
@@ -48,8 +58,15 @@ fn unsupported(node: &Node) -> Error {
             "export the model with standard ONNX operators only, without runtime-specific fusion"
         }
         "If" | "Loop" | "Scan" => "export the model without control flow that depends on data",
-        "DequantizeLinear" | "QuantizeLinear" | "DynamicQuantizeLinear" => {
-            "export the float model; the converter quantizes it"
+        "DequantizeLinear"
+        | "QuantizeLinear"
+        | "DynamicQuantizeLinear"
+        | "QLinearConv"
+        | "QLinearMatMul"
+        | "MatMulInteger"
+        | "ConvInteger" => {
+            "quantize it as QuantizeLinear and DequantizeLinear with constant scales (QuantFormat.QDQ), or export the \
+             float model; the converter quantizes it"
         }
         _ => "replace it in the model, or export the part of the model before it",
     };

@@ -59,6 +59,11 @@ fn decoders() {
 }
 
 #[test]
+fn quantized() {
+    compare(&["quantized/"]);
+}
+
+#[test]
 fn golden() {
     compare(&["golden/"]);
 }

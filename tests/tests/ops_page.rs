@@ -6,7 +6,7 @@ use std::{env, fs};
 
 use conformance::root;
 use inlay_converter::canonicalize::EXPANSIONS;
-use inlay_converter::support::REWRITTEN;
+use inlay_converter::support::{REPLACED, REWRITTEN};
 use inlay_runtime::ops::{self, INLAY, Op};
 
 /// Inputs that are asked for their gradient: more than any operator here names.
@@ -42,7 +42,9 @@ shapes, constants and integer inputs only.
         );
     }
     page.push_str("\n## Rewritten at export\n\n| operator | becomes |\n|---|---|\n");
-    for (op, becomes) in REWRITTEN {
+    let mut rewritten: Vec<_> = REWRITTEN.iter().chain(REPLACED).collect();
+    rewritten.sort();
+    for (op, becomes) in rewritten {
         let _ = writeln!(page, "| {op} | {becomes} |");
     }
     let mut expansions: Vec<_> = EXPANSIONS.iter().collect();
@@ -55,7 +57,7 @@ shapes, constants and integer inputs only.
         .iter()
         .filter(|op| op.domain().is_empty())
         .map(|op| op.op_type())
-        .chain(REWRITTEN.iter().map(|(op, _)| *op))
+        .chain(REWRITTEN.iter().chain(REPLACED).map(|(op, _)| *op))
         .chain(expansions.iter().filter(|e| e.domain.is_empty()).map(|e| e.op_type))
         .collect();
     page.push_str("\n## Refused\n\nAn error at export names the node and the way out.\n\n");
