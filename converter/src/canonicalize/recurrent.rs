@@ -16,6 +16,13 @@ pub(super) fn run(graph: &mut Graph) -> Result<()> {
                 return Err(unusual(node, &found, usual));
             }
         }
+        if node.int("layout").unwrap_or(0) != 0
+            || node.int("input_forget").unwrap_or(0) != 0
+            || node.float("clip").is_some()
+            || (node.is("LSTM") && node.input(7).is_some())
+        {
+            return Err(node.unsupported("layout = 1, clip, input_forget and peepholes are not supported"));
+        }
         for name in ["activation_alpha", "activation_beta"] {
             // The usual activations have no factors.
             node.attributes.remove(name);
