@@ -86,25 +86,6 @@ pub static HOST: [HostOp; 6] = [
             host::binary(node.value(0)?, node.value(1)?, float, if fmod { i64::checked_rem } else { floored })
         },
         samples: || {
-            let numbers = vec![CaseInput::int(7), CaseInput::int(-2), CaseInput::int(-3)];
-            vec![Case::new("downwards", Attributes::default(), numbers)]
-        },
-    },
-    HostOp {
-        op_type: "Mod",
-        infer: |node| {
-            let (a, b) = (node.ty(0)?, node.ty(1)?);
-            let shape = broadcast(&a.shape, &b.shape).ok_or_else(|| node.shape_error("they must broadcast"))?;
-            Ok(TensorType::new(a.dtype, shape))
-        },
-        evaluate: |node| {
-            // The sign is that of the divisor, or with fmod that of the dividend.
-            let floored =
-                |a: i64, b: i64| a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r });
-            let int = if node.attributes.int("fmod", 0) != 0 { i64::checked_rem } else { floored };
-            host::binary(node.value(0)?, node.value(1)?, |a, b| a % b, int)
-        },
-        samples: || {
             let numbers = |values: &[i64]| CaseInput::Fed(HostTensor::of([values.len()], values.to_vec()));
             let fmod = Attributes::default().with_int("fmod", 1);
             let (a, b) = ([-7, 7, 6, -6], [3, -3, 3, 3]);
