@@ -208,8 +208,15 @@ mod tests {
             stored: Dtype::ALL.into_iter().map(|dtype| stored(dtype, 100 * usize::from(at + 1))).collect(),
         };
         let rows = (0..10).map(row).collect();
-        let figures =
-            Figures { case: "watch".into(), base: vec![50.0], base_standard: vec![], enrolment: None, seeds: 2, rows };
+        let figures = Figures {
+            case: "watch".into(),
+            base: vec![50.0],
+            base_standard: vec![],
+            enrolment: None,
+            seeds: 2,
+            is_development: false,
+            rows,
+        };
         let document = svg(&[(cases::ALL[0], figures)]);
         let height =
             |line: &str| line.split("y=\"").nth(1).and_then(|rest| rest.split('"').next()?.parse::<f64>().ok());

@@ -19,6 +19,8 @@ pub struct Figures {
     pub enrolment: Option<Enrolment>,
     /// Seeds a person.
     pub seeds: u64,
+    /// Whether a development build ran, whose times say little of a release.
+    pub is_development: bool,
     /// A row for each size of each family.
     pub rows: Vec<Row>,
 }

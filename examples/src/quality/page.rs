@@ -97,6 +97,12 @@ fn section(text: &mut String, case: &Case, figures: &Figures) {
         base.min,
         base.max,
     );
+    if figures.is_development {
+        let _ = writeln!(
+            text,
+            "Run by a development build, in which large products are many times slower: times are no measure of a release."
+        );
+    }
     let has_standard = !figures.base_standard.is_empty();
     if has_standard {
         let standard = Spread::of(&figures.base_standard).mean;

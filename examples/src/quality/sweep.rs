@@ -61,6 +61,7 @@ pub fn run(case: &Case, options: &Options, observe: &mut dyn FnMut(&Row)) -> Res
         base_standard: sweep.accuracies(|person| person.standard.as_ref())?,
         enrolment: if case.enrols { Some(sweep.enrolment()?) } else { None },
         seeds: case.seeds,
+        is_development: cfg!(debug_assertions),
         rows: Vec::new(),
     };
     for family in case.families {

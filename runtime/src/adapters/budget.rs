@@ -32,8 +32,8 @@ enum Choice {
 /// What is tried, best first; each at int8, then at int4.
 ///
 /// The source is `docs/benchmarks/quality.md`: ranks above 4 gain nothing more; the last layer at rank 4 gains as much as
-/// every layer at rank 1, at no more bytes; LoRA-XS gains as much as LoRA of a larger record; and a larger rank at int4 is better than
-/// a smaller one at int8. That queries and values go before the basis is a rule, not a measurement.
+/// every layer at rank 1, at no more bytes; LoRA-XS gains as much as LoRA of a larger record; and a rank at int4
+/// gains about what half of it does at int8, which weighs the same. That queries and values go before the basis is a rule, not a measurement.
 const ORDER: &[Choice] = &[
     Choice::Everywhere(4),
     Choice::Everywhere(2),
