@@ -290,10 +290,14 @@ mod tests {
         let q = integers(DType::U8, &[2, 2], vec![0, 128, 255, 129], &[1.0], &[128], Shares::All);
         let (scheme, form) = q.storage(&[], Layout::KN, true).unwrap();
         assert_eq!((scheme, form), ("int8", Form::WHOLE));
-        let stored = q.stored(&[Rewrite::Transpose], Layout::NK, scheme, form);
-        assert_eq!(stored.data.iter().map(|q| q.cast_signed()).collect::<Vec<_>>(), [-128, 0, 127, 1]);
-        let stored = q.stored(&[Rewrite::Transpose], Layout::KN, scheme, form);
-        assert_eq!(stored.data.iter().map(|q| q.cast_signed()).collect::<Vec<_>>(), [-128, 127, 0, 1]);
+        let stored = |rewrites: &[Rewrite], layout| -> Vec<i8> {
+            q.stored(rewrites, layout, scheme, form).data.into_iter().map(u8::cast_signed).collect()
+        };
+        // In the order of the rewritten weight, whichever axis its outputs are.
+        for layout in [Layout::KN, Layout::NK] {
+            assert_eq!(stored(&[], layout), [-128, 0, 127, 1]);
+            assert_eq!(stored(&[Rewrite::Transpose], layout), [-128, 127, 0, 1]);
+        }
     }
 
     #[test]
