@@ -132,7 +132,7 @@ impl Op for Linear {
             case("int4", &nk, vec![wide(), int4(Form { block: 32, zero_points: false })]),
             case("int4 with zero points", &nk, vec![wide(), int4(Form { block: 16, zero_points: true }), bias()]),
             case("int8", &plain, vec![x(), CaseInput::int8(2, &[17, 9], 1)]),
-            case("uint8", &plain, vec![x(), CaseInput::uint8(2, &[17, 9], 1, Form::WHOLE)]),
+            case("uint8", &plain, vec![x(), CaseInput::uint8(2, &[17, 9], 1, Form { block: 0, zero_points: true })]),
             case("f32 and bias", &plain, vec![x(), CaseInput::constant(2, &[17, 9]), bias()]),
             case("lora", &lora, vec![x(), CaseInput::int8(2, &[17, 9], 1), bias(), a(), b()]),
             case(
