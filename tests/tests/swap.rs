@@ -38,6 +38,7 @@ fn samples_of_a_batch_have_adapters_of_their_own() {
         ("cnn_ts17_bn", "none", "conv1"),
         ("global_cnn_dyn20", "none", "conv1"),
         ("encoder_dyn18", "int8", "query"),
+        ("encoder_dyn18", "int4", "query"),
         ("encoder_ts13", "none", "query"),
         ("encoder_ts17_sdpa", "none", "query"),
     ] {

@@ -145,6 +145,7 @@ impl Node<'_> {
             op if PER_IMAGE.contains(&op) => only(0),
             ops::SCALE_TYPE => true,
             "MatMul" => (leads(0) && output.len() >= 2) && (leads(1) && (!self.each(1) || output.len() >= 3)),
+            "MatMulNBits" => only(0) && output.len() >= 2,
             "Gemm" => only(0) && attributes.int("transA", 0) == 0,
             "LayerNormalization" => only(0) && axis_of(attributes.int("axis", -1), x.len()).ok()? != 0,
             "Softmax" | "LogSoftmax" => axis_of(attributes.int("axis", -1), x.len()).ok()? != 0,
