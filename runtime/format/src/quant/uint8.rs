@@ -4,7 +4,7 @@ use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling,
 /// elsewhere hold, whose integers are kept.
 ///
 /// `W[k, n] = (q - zero_point) scale`. Blocks are those of [`Int4`](super::Int4), only in [`Layout::NK`], and only where K
-/// is a multiple of them. Scales and zero points: [N], or [N, K / block], one byte a zero point.
+/// is a multiple of them. Scales and zero points: `[N]`, or `[N, K / block]`, one byte a zero point.
 ///
 /// [`encode`](Scheme::encode) spreads the range of the values, which includes 0, over the levels.
 #[derive(Clone, Copy, Debug)]
