@@ -115,6 +115,9 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     Ok(MergeReport { points, model_bytes, data_bytes: written.data_bytes })
 }
 
+/// ONNX's number of the type f32.
+const FLOAT: i64 = 1;
+
 /// Lets the node of a point use the merged weight.
 fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint) -> Result<()> {
     let weight = &point.weight;
@@ -134,7 +137,8 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     let spelling = weight.scheme().spellings()[0];
     let name = graph.fresh_name(&format!("{}.merged_weight", place.path));
     let dtype = DType::from_onnx(spelling.data_type);
-    let dtype = dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear"), "")));
+    let dtype =
+        dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear" | "Cast"), "")));
     let dtype = dtype.ok_or_else(|| Error::Quantize {
         tensor: weight.name().to_owned(),
         detail: format!("a merged weight cannot be stored as {} yet; use --keep-float", weight.scheme().name()),
@@ -142,21 +146,11 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     graph.constants.insert(name.clone(), Tensor::new(dtype, dims, weight.packed().data.bytes().to_vec().into())?);
     let mut value = name.clone();
     let mut nodes = Vec::new();
-    if spelling.op_type.is_some() {
-        let (parts, block) = (weight.view().parts, weight.form().block);
-        let dims = weight.k().checked_div(block).map_or(vec![weight.n()], |blocks| vec![weight.n(), blocks]);
-        graph.constants.insert(scale_name(&name), Tensor::from_f32(&dims, parts.scales));
-        let mut inputs = vec![name.clone(), scale_name(&name)];
-        if !parts.zero_points.is_empty() {
-            let zero_points = Tensor::new(DType::U8, dims, parts.zero_points.to_vec().into())?;
-            graph.constants.insert(zero_point_name(&name), zero_points);
-            inputs.push(zero_point_name(&name));
-        }
+    if let Some(op_type) = spelling.op_type {
         value = format!("{name}.dequantized");
-        let node = Node { inputs, ..Node::new("DequantizeLinear", &value, &[], &value) };
-        nodes.push(match block {
-            0 => node.with("axis", Attribute::Int(layout.axis())),
-            _ => node.with("axis", Attribute::Int(1)).with("block_size", Attribute::Int(block as i64)),
+        nodes.push(match op_type {
+            "Cast" => Node::new(op_type, &value, &[&name], &value).with("to", Attribute::Int(FLOAT)),
+            _ => dequantize(graph, &name, &value, point)?,
         });
     }
     if graph.nodes[at].op_type == "MatMulNBits" {
@@ -187,6 +181,25 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     graph.nodes[at].inputs[input] = value;
     graph.nodes.splice(0..0, nodes);
     Ok(())
+}
+
+/// The DequantizeLinear that makes `value` of the constant `name`, whose scales and zero points become constants.
+fn dequantize(graph: &mut Graph, name: &str, value: &str, point: &MergedPoint) -> Result<Node> {
+    let weight = &point.weight;
+    let (parts, block) = (weight.view().parts, weight.form().block);
+    let dims = weight.k().checked_div(block).map_or(vec![weight.n()], |blocks| vec![weight.n(), blocks]);
+    graph.constants.insert(scale_name(name), Tensor::from_f32(&dims, parts.scales));
+    let mut inputs = vec![name.to_owned(), scale_name(name)];
+    if !parts.zero_points.is_empty() {
+        let zero_points = Tensor::new(DType::U8, dims, parts.zero_points.to_vec().into())?;
+        graph.constants.insert(zero_point_name(name), zero_points);
+        inputs.push(zero_point_name(name));
+    }
+    let node = Node { inputs, ..Node::new("DequantizeLinear", value, &[], value) };
+    Ok(match block {
+        0 => node.with("axis", Attribute::Int(weight.layout().axis())),
+        _ => node.with("axis", Attribute::Int(1)).with("block_size", Attribute::Int(block as i64)),
+    })
 }
 
 /// Lets a node that multiplies with packed elements itself have those of the merged weight, in the shapes that it has.
