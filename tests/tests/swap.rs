@@ -259,15 +259,15 @@ fn the_converter_merges_into_packed_weights() {
             merge.arg("merge").arg(&record).arg("--base").arg(folder.path().join(quant)).arg("--out").arg(&out);
             let output = merge.args(keep.then_some("--keep-float")).output().expect("the converter starts");
             let errors = String::from_utf8_lossy(&output.stderr);
-            if quant == "f16" && !keep {
-                assert!(errors.contains("use --keep-float"), "{errors}");
-                continue;
-            }
             assert!(output.status.success(), "{quant} {keep}: {errors}");
             let merged = Base::open(&out, inlay_runtime::Verify::Full).expect("just written");
             let merged = adapters::session(&merged, Device::Cpu).predict(&inputs).expect("it runs");
             let error = distance(floats(&merged), floats(&adapted));
-            let limit = if keep || quant == "none" { 2e-5 } else { 0.5 };
+            let limit = match quant {
+                "int4" | "int8" if !keep => 0.5,
+                "f16" if !keep => 5e-3,
+                _ => 2e-5,
+            };
             eprintln!("{quant}, kept as float: {keep}: off by {error:e}");
             assert!(error < limit, "{quant} {keep}: {error:e}");
         }
