@@ -126,7 +126,13 @@ const COMMANDS: Case = Case {
     enrols: false,
     families: &[
         Family { kind: "lora", sizes: &[1, 4], place: "queries, values", targets: QUERY_VALUE, export: &[] },
-        Family { kind: "lora", sizes: &[1], place: "all linears", targets: "encoder.layer.*,classifier", export: &[] },
+        Family {
+            kind: "lora",
+            sizes: &[1],
+            place: "all linears",
+            targets: "*.encoder.layer.*,classifier",
+            export: &[],
+        },
         Family { kind: "lora", sizes: &[1, 4], place: "last layer", targets: "classifier", export: &[] },
         Family { kind: "lora-xs", sizes: &[16], place: "all linears", targets: "", export: &["--basis", "{size}"] },
         Family { kind: "ia3", sizes: NONE, place: "keys, values, ff", targets: "", export: &["--kinds", "lora,ia3"] },

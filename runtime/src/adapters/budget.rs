@@ -31,15 +31,16 @@ enum Choice {
 
 /// What is tried, best first; each at int8, then at int4.
 ///
-/// The source is `docs/benchmarks/quality.md`: ranks above 4 gain nothing more; the last layer at rank 4 gains as much as
-/// every layer at rank 1, at no more bytes; LoRA-XS gains as much as LoRA of a larger record; and a rank at int4
-/// gains about what half of it does at int8, which weighs the same. That queries and values go before the basis is a rule, not a measurement.
+/// The source is `docs/benchmarks/quality.md`: ranks above 4 everywhere gain nothing more; the last layer at rank 8 or 4
+/// gains at least what every layer at rank 1 does, at about its bytes; LoRA-XS gains as much as LoRA of a larger record;
+/// int8 and int4 cost next to nothing. That queries and values go before the basis is a rule, not a measurement.
 const ORDER: &[Choice] = &[
     Choice::Everywhere(4),
     Choice::Everywhere(2),
     Choice::QueryValue(4),
     Choice::QueryValue(2),
     Choice::Basis,
+    Choice::Last(8),
     Choice::Last(4),
     Choice::Everywhere(1),
     Choice::QueryValue(1),
