@@ -183,6 +183,15 @@ pub enum Error {
          use --quant int8 without --int4-block, --int4-method and --qdq, or a smaller --int4-block"
     )]
     NoInt4,
+    /// int4, or a form of it, was asked for in vain, since weights keep the integers that they have.
+    #[error(
+        "{kept} weights are quantized already and keep their integers, and no other weight is stored as int4 as was asked; \
+         leave out --quant int4, --int4-block and --int4-method, or name weights to quantize anew with --quant-rule 'GLOB=int4'"
+    )]
+    KeptIntegers {
+        /// How many weights keep their integers.
+        kept: usize,
+    },
     /// The quantizer refused a tensor.
     #[error("tensor {tensor:?}: {detail}")]
     Quantize {

@@ -1,6 +1,6 @@
 //! Weights of models that are quantized already: their integers, with what makes floats of them.
 
-use inlay_format::quant::{Form, Layout, MIDDLE};
+use inlay_format::quant::{Form, Layout, MIDDLE, ZeroPoints};
 
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Rewrite, Tensor};
@@ -10,8 +10,8 @@ use crate::tensor::{DType, Rewrite, Tensor};
 pub struct Integers {
     elements: Tensor,
     scales: Vec<f32>,
-    /// As many as scales.
-    zero_points: Vec<i32>,
+    /// As many as scales; integers, but for some in blocks.
+    zero_points: Vec<f32>,
     shares: Shares,
 }
 
@@ -31,6 +31,9 @@ pub enum Shares {
     },
 }
 
+/// The blocks that devices have, the longest first.
+const BLOCKS: [usize; 5] = [256, 128, 64, 32, 16];
+
 /// Integers as devices have them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
@@ -38,7 +41,7 @@ pub struct Stored {
     pub data: Vec<u8>,
     /// Scales.
     pub scales: Vec<f32>,
-    /// Packed zero points, if the form has any.
+    /// Zero points, if the form has any.
     pub zero_points: Vec<u8>,
 }
 
@@ -70,16 +73,17 @@ impl Integers {
             return Err(invalid("float scales", scales.len()));
         }
         let zero_points = match zero_points {
-            None => vec![0; count],
+            None => vec![0.0; count],
+            Some(z) if z.len() == count && z.dtype.is_float() => z.to_f32(),
             Some(z) if z.len() == count => {
-                let values = z.to_i64().ok_or_else(|| Error::Invalid("zero points that are no integers".into()))?;
-                values.into_iter().map(|z| z.clamp(i32::MIN.into(), i32::MAX.into()) as i32).collect()
+                let values = z.to_i64().ok_or_else(|| Error::Invalid("zero points that are no numbers".into()))?;
+                values.into_iter().map(|z| z as f32).collect()
             }
             Some(z) => return Err(invalid("zero points", z.len())),
         };
         let scales = scales.to_f32();
-        if scales.iter().any(|s| !s.is_finite()) {
-            return Err(Error::Invalid("a scale of a quantized weight is not finite".into()));
+        if scales.iter().chain(&zero_points).any(|x| !x.is_finite()) {
+            return Err(Error::Invalid("a scale or a zero point of a quantized weight is not finite".into()));
         }
         Ok(Integers { elements, scales, zero_points, shares })
     }
@@ -112,7 +116,7 @@ impl Integers {
             _ if whole => i / inner % length,
             _ => (i / (inner * length) * length.div_ceil(block) + i / inner % length / block) * inner + i % inner,
         };
-        let value = |(i, q): (usize, i64)| (q - i64::from(self.zero_points[share(i)])) as f32 * self.scales[share(i)];
+        let value = |(i, q): (usize, i64)| (q as f32 - self.zero_points[share(i)]) * self.scales[share(i)];
         values.into_iter().enumerate().map(value).collect()
     }
 
@@ -145,24 +149,42 @@ impl Integers {
             }
         }
         let k = self.dims().iter().product::<usize>() / self.dims()[n_axis].max(1);
-        let fits = |block: usize| (16..=256).contains(&block) && block.is_power_of_two() && k.is_multiple_of(block);
-        let middle = if self.elements.dtype == DType::I4 { 0 } else { i32::from(MIDDLE) };
-        let zero_points = self.zero_points.iter().any(|&z| z != middle);
+        let fits = |block: usize| BLOCKS.contains(&block) && k.is_multiple_of(block);
+        let middle = if self.elements.dtype == DType::I4 { 0.0 } else { f32::from(MIDDLE) };
+        let zero_points = match &self.zero_points {
+            zeros if zeros.iter().all(|&z| z == middle) => ZeroPoints::None,
+            zeros if zeros.iter().all(|&z| z.fract() == 0.0 && (0.0..16.0).contains(&(z + self.shift()))) => {
+                ZeroPoints::Integer
+            }
+            _ => ZeroPoints::Float,
+        };
+        let bytes = self.zero_points.iter().all(|&z| z.fract() == 0.0 && (0.0..256.0).contains(&(z + self.shift())));
         match self.shares {
             Shares::Axis(axis) if axis != n_axis => Err("the source has a scale for each of its inputs".into()),
             Shares::Blocks { axis, .. } if axis == n_axis || self.dims().len() != 2 => {
                 Err("the source has blocks along its outputs".into())
             }
-            Shares::Blocks { block, .. } if !fits(block) => Err(format!("the source has blocks of {block} in {k}")),
-            Shares::Blocks { block, .. } if bits <= 4 && linear => Ok(("int4", Form { block, zero_points })),
-            Shares::Blocks { .. } if layout == Layout::KN && !linear => Err("the source has it in blocks".into()),
-            Shares::Blocks { block, .. } => Ok(("uint8", Form { block, zero_points: true })),
+            Shares::Blocks { block: of, .. } => {
+                // Blocks that devices do not have are parted; each part has the scale of the whole.
+                let block = BLOCKS.into_iter().find(|&block| fits(block) && of.is_multiple_of(block));
+                let block = block.ok_or_else(|| format!("the source has blocks of {of} in {k}"))?;
+                if bits <= 4 && linear {
+                    Ok(("int4", Form { block, zero_points }))
+                } else if layout == Layout::KN && !linear {
+                    Err("the source has it in blocks".into())
+                } else if !bytes {
+                    Err("the source has zero points between its levels".into())
+                } else {
+                    Ok(("uint8", Form { block, zero_points: ZeroPoints::Integer }))
+                }
+            }
             Shares::All | Shares::Axis(_) => {
-                let block = [256, 128, 64, 32, 16].into_iter().find(|&block| fits(block));
+                let block = BLOCKS.into_iter().find(|&block| fits(block));
                 match block.filter(|_| bits <= 4 && linear) {
                     Some(block) => Ok(("int4", Form { block, zero_points })),
                     None if self.is_centred() => Ok(("int8", Form::WHOLE)),
-                    None => Ok(("uint8", Form { block: 0, zero_points: true })),
+                    None if !bytes => Err("the source has zero points between its levels".into()),
+                    None => Ok(("uint8", Form { block: 0, zero_points: ZeroPoints::Integer })),
                 }
             }
         }
@@ -181,12 +203,9 @@ impl Integers {
             match self.shares {
                 Shares::All => 0,
                 Shares::Axis(_) => at_n,
-                Shares::Blocks { axis, .. } => {
-                    if axis > n_axis {
-                        i
-                    } else {
-                        at_block * n + at_n
-                    }
+                Shares::Blocks { axis, block } => {
+                    let at_block = at_block * form.block / block;
+                    if axis > n_axis { at_n * k.div_ceil(block) + at_block } else { at_block * n + at_n }
                 }
             }
         };
@@ -200,13 +219,13 @@ impl Integers {
         }
         let scales = (0..n * blocks).map(|i| self.scales[share(i)] * factors[i / blocks]).collect();
         let shift = self.shift();
-        let zero_point = |i: usize| (self.zero_points[share(i)] + shift) as u8;
+        let zero_point = |i: usize| self.zero_points[share(i)] + shift;
         let mut codes: Vec<u8> = self
             .elements
             .to_i64()
             .expect("checked when it was made")
             .into_iter()
-            .map(|q| (q as i32 + shift) as u8)
+            .map(|q| (q as f32 + shift) as u8)
             .collect();
         // Outputs lie on the first axis, or on the last one; elsewhere in memory than in the source they are turned.
         let (rows, columns) = (self.dims()[0], self.dims()[1..].iter().product::<usize>());
@@ -221,15 +240,19 @@ impl Integers {
                 let nibbles = |row: Vec<u8>| -> Vec<u8> {
                     row.chunks(2).map(|pair| pair[0] | (pair.get(1).unwrap_or(&0) << 4)).collect()
                 };
-                let row = |at_n: usize| nibbles((0..blocks).map(|b| zero_point(at_n * blocks + b)).collect());
-                let zero_points = if form.zero_points { (0..n).flat_map(row).collect() } else { Vec::new() };
+                let row = |at_n: usize| nibbles((0..blocks).map(|b| zero_point(at_n * blocks + b) as u8).collect());
+                let zero_points = match form.zero_points {
+                    ZeroPoints::None => Vec::new(),
+                    ZeroPoints::Integer => (0..n).flat_map(row).collect(),
+                    ZeroPoints::Float => (0..n * blocks).flat_map(|i| zero_point(i).to_le_bytes()).collect(),
+                };
                 Stored { data: nibbles(codes), scales, zero_points }
             }
             "int8" => {
                 let data = codes.into_iter().map(|q| q ^ 0x80).collect();
                 Stored { data, scales, zero_points: Vec::new() }
             }
-            _ => Stored { data: codes, scales, zero_points: (0..n * blocks).map(zero_point).collect() },
+            _ => Stored { data: codes, scales, zero_points: (0..n * blocks).map(|i| zero_point(i) as u8).collect() },
         }
     }
 
@@ -239,18 +262,18 @@ impl Integers {
     }
 
     /// What is added to integers to make them unsigned.
-    fn shift(&self) -> i32 {
+    fn shift(&self) -> f32 {
         match self.elements.dtype {
-            DType::I8 => 128,
-            DType::I4 => 8,
-            _ => 0,
+            DType::I8 => 128.0,
+            DType::I4 => 8.0,
+            _ => 0.0,
         }
     }
 
     /// Whether int8 without zero points has all that the integers can be.
     fn is_centred(&self) -> bool {
         matches!(self.elements.dtype, DType::I8 | DType::U8)
-            && self.zero_points.iter().all(|&z| z + self.shift() == 128)
+            && self.zero_points.iter().all(|&z| z + self.shift() == 128.0)
     }
 }
 

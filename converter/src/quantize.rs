@@ -11,9 +11,10 @@ use std::str::FromStr;
 
 use globset::{Glob, GlobMatcher};
 use half::f16;
-use inlay_format::quant::{self, F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme};
+use inlay_format::quant::{self, F16, F32, Form, Int4, Int8, Layout, MIN_QUANTIZED_ELEMENTS, Scheme, ZeroPoints};
 use serde::Serialize;
 
+pub(crate) use pack::Spelt;
 pub use pack::{Packed, dequantized, pack, values};
 pub use sites::{Site, Sites};
 
@@ -96,7 +97,8 @@ pub struct Quantization {
     pub rules: Vec<Rule>,
     /// Elements of a block of int4: 16, 32, 64, 128 or 256.
     pub int4_block: usize,
-    /// Whether int4 blocks have zero points, found by half-quadratic splitting.
+    /// Whether int4 blocks have zero points, found by half-quadratic splitting: of any value, or integers where the
+    /// spelling is DequantizeLinear, which has no others.
     pub hqq: bool,
     /// Whether int4 is spelled as DequantizeLinear in blocks, not as MatMulNBits.
     pub qdq: bool,
@@ -105,6 +107,24 @@ pub struct Quantization {
 impl From<Quant> for Quantization {
     fn from(default: Quant) -> Self {
         Quantization { default, rules: Vec::new(), int4_block: INT4_BLOCK, hqq: false, qdq: false }
+    }
+}
+
+impl Quantization {
+    /// # Errors
+    /// If int4, or a form of it, is asked for and no weight has it.
+    fn took_effect(&self, packing: &Packing) -> Result<()> {
+        let int4 = |kept| packing.weights.values().any(|s| s.scheme.name() == "int4" && s.kept == kept);
+        let formed = self.int4_block != INT4_BLOCK || self.hqq;
+        let asked = self.default == Quant::Int4 || self.qdq || formed;
+        // Integers of the source have a spelling, but their own form.
+        if !asked || int4(false) || (int4(true) && !formed) {
+            return Ok(());
+        }
+        match packing.weights.values().filter(|s| s.kept).count() {
+            0 => Err(Error::NoInt4),
+            kept => Err(Error::KeptIntegers { kept }),
+        }
     }
 }
 
@@ -205,10 +225,7 @@ pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Res
         }
     }
     spare_smallest(convolutions, graph, &mut packing);
-    let plain = Quantization { rules: Vec::new(), default: Quant::Int8, ..options.clone() } == Quant::Int8.into();
-    if !packing.weights.values().any(|s| s.scheme.name() == "int4") && (options.default == Quant::Int4 || !plain) {
-        return Err(Error::NoInt4);
-    }
+    options.took_effect(&packing)?;
     for (name, storage) in &packing.weights {
         spell::spell(graph, name, storage);
     }
@@ -275,11 +292,13 @@ struct Weight<'a> {
 impl Weight<'_> {
     /// How it is stored when `asked` is asked for; the reason why it stays as it is, if it does.
     fn storage(&self, asked: Quant, options: &Quantization, explicit: bool) -> Result<Storage, String> {
-        if let Some(integers) = self.tensor.integers().filter(|_| !explicit) {
-            return self.keep(integers, options);
-        }
+        let obstacle = match self.tensor.integers().filter(|_| !explicit).map(|i| self.keep(i, options)) {
+            Some(Ok(storage)) => return Ok(storage),
+            Some(Err(obstacle)) => Some(obstacle),
+            None => None,
+        };
         if asked == Quant::None {
-            return Err("--quant none".into());
+            return Err(obstacle.unwrap_or_else(|| "--quant none".into()));
         }
         let layout = self.layout()?;
         let whole = |quant: Quant, reason| {
@@ -287,7 +306,7 @@ impl Weight<'_> {
             Storage { scheme: quant.scheme(), form: Form::WHOLE, layout, qdq: false, keep_sums, kept: false, reason }
         };
         if asked != Quant::Int4 {
-            return Ok(whole(asked, None));
+            return Ok(whole(asked, obstacle.map(|why| format!("{}: {why}", asked.name()))));
         }
         let k = match layout {
             Layout::KN => self.tensor.dims()[0],
@@ -305,8 +324,13 @@ impl Weight<'_> {
         if obstacle.is_some() {
             return Ok(whole(Quant::Int8, obstacle));
         }
-        let form = Form { block: options.int4_block, zero_points: options.hqq };
         let qdq = options.qdq || self.uses.iter().any(|one| !one.takes_n_bits());
+        let zero_points = match options.hqq {
+            false => ZeroPoints::None,
+            true if qdq => ZeroPoints::Integer,
+            true => ZeroPoints::Float,
+        };
+        let form = Form { block: options.int4_block, zero_points };
         Ok(Storage { scheme: &Int4, form, layout: Layout::NK, qdq, keep_sums: false, kept: false, reason: None })
     }
 

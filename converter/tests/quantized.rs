@@ -149,6 +149,7 @@ models! {
     encoder_nbits2: 12 "int4" within 0.0 steps and 1e-4;
     encoder_nbits4: 12 "int4" within 0.0 steps and 1e-4;
     encoder_nbits4_zeros: 14 "int4" within 0.0 steps and 1e-4;
+    encoder_nbits4_hqq: 12 "int4" within 0.0 steps and 1e-4;
     encoder_nbits8: 12 "uint8" within 0.0 steps and 1e-4;
     encoder_qdq_int4: 12 "int4" within 0.0 steps and 1e-4;
     encoder_qdq_uint4: 12 "int4" within 0.0 steps and 1e-4;

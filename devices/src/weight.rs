@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use inlay_format::quant::{Form, Layout, Parts, Scheme, Sizes};
+use inlay_format::quant::{Form, Layout, Parts, Scheme, Sizes, ZeroPoints};
 
 /// Bytes that stay where they are while anyone holds a [`Window`] into them, such as a memory map.
 pub trait Mapping: Send + Sync {
@@ -104,7 +104,7 @@ pub struct Packed {
     pub data: Window,
     /// Little-endian f32 scales, if the scheme has any.
     pub scales: Option<Window>,
-    /// Packed zero points, if the form has any.
+    /// Zero points, if the form has any.
     pub zero_points: Option<Window>,
 }
 
@@ -132,10 +132,12 @@ impl Weight {
     pub const ZERO_POINTS: u32 = 0x100;
     /// In the `flags` of a kernel call: the zero points of each n fill half of their last byte.
     pub const PADDED: u32 = 0x200;
+    /// In the `flags` of a kernel call: the weight has zero points, which are floats.
+    pub const FLOAT_ZERO_POINTS: u32 = 0x400;
     /// In the `flags` of a kernel call: where the logarithm of the block begins, 4 bits.
     pub const BLOCK_SHIFT: u32 = 12;
     /// In the `flags` of a kernel call: all bits that [`Weight::form_flags`] may set.
-    pub const FORM_MASK: u32 = Self::ZERO_POINTS | Self::PADDED | 15 << Self::BLOCK_SHIFT;
+    pub const FORM_MASK: u32 = Self::ZERO_POINTS | Self::PADDED | Self::FLOAT_ZERO_POINTS | 15 << Self::BLOCK_SHIFT;
 
     /// A weight of logical shape [`k`, `n`]; the sizes of its parts say which form of `scheme` it has.
     ///
@@ -189,9 +191,10 @@ impl Weight {
         let Form { block, zero_points } = self.form;
         let Some(log) = block.checked_ilog2() else { return 0 };
         let zero_points = match (zero_points, (self.k / block).is_multiple_of(2)) {
-            (false, _) => 0,
-            (true, true) => Self::ZERO_POINTS,
-            (true, false) => Self::ZERO_POINTS | Self::PADDED,
+            (ZeroPoints::None, _) => 0,
+            (ZeroPoints::Integer, true) => Self::ZERO_POINTS,
+            (ZeroPoints::Integer, false) => Self::ZERO_POINTS | Self::PADDED,
+            (ZeroPoints::Float, _) => Self::FLOAT_ZERO_POINTS,
         };
         log << Self::BLOCK_SHIFT | zero_points
     }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use inlay_devices::weight::{Mapping, Packed, Weight, WeightError, Window};
-use inlay_format::quant::{self, EncodeError, F32, Form, Layout, PartsMut, Scheme, Sizes};
+use inlay_format::quant::{self, EncodeError, F32, Form, Layout, PartsMut, Scheme, Sizes, ZeroPoints};
 use inlay_format::record::{BaseId, RecordError};
 
 use crate::adapters::{Adapter, AdapterError, Site};
@@ -316,7 +316,7 @@ fn store(
     let packed = Packed {
         data: data.window(),
         scales: (!scales.is_empty()).then(|| Window::from_floats(&scales)),
-        zero_points: form.zero_points.then(|| zero_points.window()),
+        zero_points: (form.zero_points != ZeroPoints::None).then(|| zero_points.window()),
     };
     Weight::new(name, scheme, layout, [k, n], packed).map(Ok).map_err(fail)
 }

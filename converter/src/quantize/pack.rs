@@ -1,6 +1,6 @@
 //! The bytes of packed weights, written and read back.
 
-use inlay_format::quant::{Form, Layout, Parts, PartsMut};
+use inlay_format::quant::{Form, Layout, Parts, PartsMut, ZeroPoints};
 use prost::bytes::Bytes;
 
 use super::{Packing, Storage, scale_name, sums, zero_point_name};
@@ -31,36 +31,64 @@ pub fn pack(name: &str, tensor: &Tensor, storage: &Storage) -> Result<Packed> {
     let (values, dims) = (tensor.to_f32(), matrix(tensor, layout));
     let (data, scales, zero_points) = encode(name, tensor, &values, dims, storage)?;
     let error = error(storage, Parts { data: &data, scales: &scales, zero_points: &zero_points }, dims, &values);
-    let [k, n] = dims;
-    let tensor_of = |dtype, dims: &[usize], bytes: Vec<u8>| Tensor::new(dtype, dims.to_vec(), bytes.into());
-    let (data, scales, zero_points) = match scheme.name() {
-        "int4" => {
-            let Form { block, .. } = form;
+    let spelt = Spelt { scheme: scheme.name(), form, qdq: storage.qdq, stored: tensor.dims(), matrix: dims };
+    let (data, scales, zero_points) = spelt.tensors(data, &scales, zero_points)?;
+    Ok(Packed { data, scales, zero_points, error })
+}
+
+/// How an ONNX graph has a packed weight.
+pub(crate) struct Spelt<'a> {
+    /// The scheme's name.
+    pub scheme: &'a str,
+    /// Which elements share a scale.
+    pub form: Form,
+    /// Whether blocks are spelled as DequantizeLinear.
+    pub qdq: bool,
+    /// The shape of a weight that is not in blocks of int4.
+    pub stored: &'a [usize],
+    /// The weight as a matrix [K, N].
+    pub matrix: [usize; 2],
+}
+
+impl Spelt<'_> {
+    /// The elements, scales and zero points that a graph has for those that kernels have.
+    pub fn tensors(
+        &self,
+        data: Vec<u8>,
+        scales: &[f32],
+        zero_points: Vec<u8>,
+    ) -> Result<(Tensor, Option<Tensor>, Option<Tensor>)> {
+        let ([k, n], Form { block, .. }) = (self.matrix, self.form);
+        let tensor_of = |dtype, dims: &[usize], bytes: Vec<u8>| Tensor::new(dtype, dims.to_vec(), bytes.into());
+        if self.scheme == "int4" {
             let blocks = k / block;
-            let scales = Some(Tensor::from_f32(&[n, blocks], &scales));
-            if storage.qdq {
+            let scales = Some(Tensor::from_f32(&[n, blocks], scales));
+            return Ok(if self.qdq {
                 let middle = vec![0x88; n * blocks.div_ceil(2)];
                 let rows = if zero_points.is_empty() { &middle } else { &zero_points };
                 let flat = repack(rows, [n, blocks], blocks.next_multiple_of(2), blocks);
                 let zero_points = tensor_of(DType::U4, &[n, blocks], flat)?;
                 (tensor_of(DType::U4, &[n, k], data)?, scales, Some(zero_points))
             } else {
-                let zero_points = (!zero_points.is_empty())
-                    .then(|| tensor_of(DType::U8, &[n, blocks.div_ceil(2)], zero_points))
-                    .transpose()?;
+                let zero_points = match self.form.zero_points {
+                    ZeroPoints::None => None,
+                    ZeroPoints::Integer => Some(tensor_of(DType::U8, &[n, blocks.div_ceil(2)], zero_points)?),
+                    ZeroPoints::Float => Some(tensor_of(DType::F32, &[n, blocks], zero_points)?),
+                };
                 (tensor_of(DType::U8, &[n, blocks, block / 2], data)?, scales, zero_points)
+            });
+        }
+        Ok(match self.scheme {
+            "uint8" => {
+                let dims = k.checked_div(block).map_or(vec![n], |blocks| vec![n, blocks]);
+                let zero_points = tensor_of(DType::U8, &dims, zero_points)?;
+                (tensor_of(DType::U8, self.stored, data)?, Some(Tensor::from_f32(&dims, scales)), Some(zero_points))
             }
-        }
-        "uint8" => {
-            let dims = k.checked_div(form.block).map_or(vec![n], |blocks| vec![n, blocks]);
-            let zero_points = tensor_of(DType::U8, &dims, zero_points)?;
-            (tensor_of(DType::U8, tensor.dims(), data)?, Some(Tensor::from_f32(&dims, &scales)), Some(zero_points))
-        }
-        "int8" => (tensor_of(DType::I8, tensor.dims(), data)?, Some(Tensor::from_f32(&[n], &scales)), None),
-        "f16" => (tensor_of(DType::F16, tensor.dims(), data)?, None, None),
-        _ => (tensor_of(DType::F32, tensor.dims(), data)?, None, None),
-    };
-    Ok(Packed { data, scales, zero_points, error })
+            "int8" => (tensor_of(DType::I8, self.stored, data)?, Some(Tensor::from_f32(&[n], scales)), None),
+            "f16" => (tensor_of(DType::F16, self.stored, data)?, None, None),
+            _ => (tensor_of(DType::F32, self.stored, data)?, None, None),
+        })
+    }
 }
 
 /// Elements, scales and zero points of `tensor`, whose `values` these are, as kernels want them.
@@ -116,11 +144,11 @@ pub fn dequantized(name: &str, tensor: &Tensor, storage: &Storage, graph: &Graph
     let data = graph.constants.get(name).ok_or_else(missing)?.bytes();
     let scales = graph.constants.get(&scale_name(name)).map_or(Vec::new(), Tensor::to_f32);
     let zero_points = match graph.constants.get(&zero_point_name(name)) {
-        Some(flat) if storage.scheme.name() == "int4" && storage.qdq && form.zero_points => {
+        Some(flat) if storage.scheme.name() == "int4" && storage.qdq && form.zero_points == ZeroPoints::Integer => {
             let blocks = dims[0] / form.block;
             repack(&flat.bytes(), [dims[1], blocks], blocks, blocks.next_multiple_of(2)).into()
         }
-        Some(rows) if form.zero_points => rows.bytes(),
+        Some(rows) if form.zero_points != ZeroPoints::None => rows.bytes(),
         _ => Bytes::new(),
     };
     if (data.len(), scales.len(), zero_points.len()) != (sizes.data, sizes.scales, sizes.zero_points) {

@@ -1,6 +1,6 @@
 //! Packed weights in the graph.
 
-use inlay_format::quant::Layout;
+use inlay_format::quant::{Layout, ZeroPoints};
 
 use super::{Storage, scale_name, turned, zero_point_name};
 use crate::graph::{Attribute, Graph, Node};
@@ -84,7 +84,7 @@ fn n_bits(graph: &mut Graph, name: &str, storage: &Storage, [k, n]: [usize; 2], 
         let bias = node.inputs.get(2).filter(|c| !c.is_empty()).cloned();
         node.inputs.truncate(1);
         node.inputs.extend([name.to_owned(), scale_name(name)]);
-        if storage.form.zero_points {
+        if storage.form.zero_points != ZeroPoints::None {
             node.inputs.push(zero_point_name(name));
         }
         if let Some(bias) = bias {

@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+use inlay_format::quant;
+
 use super::gemm::{K_STEP, Right};
 use super::linear::transpose;
 use super::simd::Vector;
@@ -13,15 +15,14 @@ pub struct Int4<'a> {
     row: usize,
     scales: &'a [f32],
     zero_points: &'a [u8],
+    /// Outputs of the weight.
+    n: usize,
     /// Blocks of an n of the weight.
     blocks: usize,
     /// Logarithm of the elements of a block.
     block_log: u32,
     transposed: bool,
 }
-
-/// A byte in each of eight.
-const EACH: u64 = 0x0101_0101_0101_0101;
 
 /// Eight nibbles as bytes, in their order.
 #[inline(always)]
@@ -32,12 +33,6 @@ fn spread(nibbles: u32) -> u64 {
     (x | (x << 4)) & 0x0f0f_0f0f_0f0f_0f0f
 }
 
-/// `q - zero_point` in each byte, as int8; q and zero points are below 16.
-#[inline(always)]
-fn minus(q: u64, zero_points: u64) -> u64 {
-    ((q | (0x80 * EACH)) - zero_points) ^ (0x80 * EACH)
-}
-
 impl<'a> Int4<'a> {
     /// The weight, or its transpose.
     pub fn new(w: &WeightView<'a>, transposed: bool) -> Self {
@@ -46,27 +41,38 @@ impl<'a> Int4<'a> {
             row: w.k / 2,
             scales: w.parts.scales,
             zero_points: w.parts.zero_points,
+            n: w.n,
             blocks: w.k / w.form.block,
             block_log: w.form.block.ilog2(),
             transposed,
         }
     }
 
-    /// Scale and zero point, the latter in each of eight bytes.
+    /// Scale and negated zero point.
     #[inline(always)]
-    fn block(&self, n: usize, block: usize) -> (f32, u64) {
-        let zero_point = match self.zero_points {
-            [] => 8,
-            packed => (packed[n * self.blocks.div_ceil(2) + block / 2] >> (4 * (block % 2))) & 15,
-        };
-        (self.scales[n * self.blocks + block], u64::from(zero_point) * EACH)
+    fn block(&self, n: usize, block: usize) -> (f32, f32) {
+        let zero_point = quant::Int4::zero_point(self.zero_points, [self.n, self.blocks], [n, block]);
+        (self.scales[n * self.blocks + block], -zero_point)
     }
 
-    /// Eight elements of n from k on, a multiple of 8, less the zero point.
+    /// Eight elements of n from k on, a multiple of 8, each in a byte.
     #[inline(always)]
-    fn eight(&self, n: usize, k: usize, zero_points: u64) -> u64 {
+    fn eight(&self, n: usize, k: usize) -> u64 {
         let bytes: [u8; 4] = self.data[n * self.row + k / 2..][..4].try_into().expect("4 bytes");
-        minus(spread(u32::from_le_bytes(bytes)), zero_points)
+        spread(u32::from_le_bytes(bytes))
+    }
+
+    /// `(q - zero_point) scale` of a vector of elements.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `V`; `V::LANES` bytes are readable at `q`, and as many floats writable at `to`.
+    #[inline(always)]
+    unsafe fn decode<V: Vector>(q: *const i8, minus_zero_point: V, scale: V, to: *mut f32) {
+        // SAFETY: by contract.
+        unsafe {
+            let level = minus_zero_point.add_product(V::load_i8(q), V::splat(1.0));
+            V::splat(0.0).add_product(level, scale).store(to);
+        }
     }
 
     /// Rows of the weight's k, columns of its n.
@@ -80,7 +86,7 @@ impl<'a> Int4<'a> {
         n: Range<usize>,
         panel: &mut [f32],
     ) {
-        let (mut scales, mut zero_points) = ([0f32; W], [0u64; W]);
+        let (mut scales, mut zero_points) = ([0f32; W], [0f32; W]);
         let mut rows = [[0i8; W]; K_STEP];
         let mut current = usize::MAX;
         for (k, panel) in k.step_by(K_STEP).zip(panel.chunks_mut(K_STEP * W)) {
@@ -94,7 +100,7 @@ impl<'a> Int4<'a> {
             for j in (0..n.len()).step_by(8) {
                 let mut bytes = [0u64; 8];
                 for (c, bytes) in bytes.iter_mut().enumerate().take(n.len() - j) {
-                    *bytes = self.eight(n.start + j + c, k, zero_points[j + c]);
+                    *bytes = self.eight(n.start + j + c, k);
                 }
                 transpose(&mut bytes);
                 // Vectors of four lanes have panels that are narrower than eight.
@@ -108,8 +114,9 @@ impl<'a> Int4<'a> {
                     // SAFETY: the CPU has the instructions of `V` by contract; rows, scales and panel rows have N vectors.
                     unsafe {
                         let scale = V::load(scales.as_ptr().add(v * V::LANES));
-                        let q = V::load_i8(row.as_ptr().add(v * V::LANES));
-                        V::splat(0.0).add_product(q, scale).store(to.as_mut_ptr().add(v * V::LANES));
+                        let zero_point = V::load(zero_points.as_ptr().add(v * V::LANES));
+                        let q = row.as_ptr().add(v * V::LANES);
+                        Self::decode(q, zero_point, scale, to.as_mut_ptr().add(v * V::LANES));
                     }
                 }
             }
@@ -128,28 +135,27 @@ impl<'a> Int4<'a> {
         panel: &mut [f32],
     ) {
         for (to, n) in panel.chunks_exact_mut(W).zip(n) {
-            let (mut row, mut scales) = ([0i8; W], [0f32; N]);
-            for (v, scale) in scales.iter_mut().enumerate() {
+            let (mut row, mut shares) = ([0i8; W], [(0f32, 0f32); N]);
+            for (v, share) in shares.iter_mut().enumerate() {
                 let first = k.start + v * V::LANES;
                 if first >= k.end {
                     break;
                 }
                 // No vector is longer than a block, and each starts at a multiple of its lanes.
-                let (block_scale, zero_points) = self.block(n, first >> self.block_log);
-                *scale = block_scale;
+                *share = self.block(n, first >> self.block_log);
                 for j in (0..V::LANES).step_by(8) {
                     // Of four lanes, the eight elements around them.
                     let (at, shift) = ((first + j) / 8 * 8, (first + j) % 8);
-                    let bytes = (self.eight(n, at, zero_points) >> (8 * shift)).to_le_bytes().map(u8::cast_signed);
+                    let bytes = (self.eight(n, at) >> (8 * shift)).to_le_bytes().map(u8::cast_signed);
                     let width = V::LANES.min(8);
                     row[v * V::LANES + j..][..width].copy_from_slice(&bytes[..width]);
                 }
             }
-            for (v, &scale) in scales.iter().enumerate() {
+            for (v, &(scale, zero_point)) in shares.iter().enumerate() {
                 // SAFETY: the CPU has the instructions of `V` by contract; rows and panel rows have N vectors.
                 unsafe {
-                    let q = V::load_i8(row.as_ptr().add(v * V::LANES));
-                    V::splat(0.0).add_product(q, V::splat(scale)).store(to.as_mut_ptr().add(v * V::LANES));
+                    let (q, to) = (row.as_ptr().add(v * V::LANES), to.as_mut_ptr().add(v * V::LANES));
+                    Self::decode(q, V::splat(zero_point), V::splat(scale), to);
                 }
             }
         }
@@ -179,8 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nibbles_become_signed_bytes() {
-        let bytes = minus(spread(0x8765_43f0), 3 * EACH).to_le_bytes().map(u8::cast_signed);
-        assert_eq!(bytes, [-3, 12, 0, 1, 2, 3, 4, 5]);
+    fn nibbles_become_bytes() {
+        assert_eq!(spread(0x8765_43f0).to_le_bytes(), [0, 15, 3, 4, 5, 6, 7, 8]);
     }
 }

@@ -1,4 +1,4 @@
-use inlay_format::quant::Form;
+use inlay_format::quant::{Form, ZeroPoints};
 
 use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::{Attributes, DType};
@@ -60,10 +60,10 @@ impl Op for DequantizeLinear {
         let form = |block, zero_points| Form { block, zero_points };
         vec![
             case("int8", CaseInput::int8(1, &[4, 6], 1)),
-            case("uint8", CaseInput::uint8(1, &[4, 6], 1, form(0, true))),
-            case("uint8 in blocks", CaseInput::uint8(1, &[3, 48], 0, form(16, true))),
-            case("int4", CaseInput::int4(1, [4, 64], form(32, false))),
-            case("int4, zero points of odd blocks", CaseInput::int4(1, [3, 48], form(16, true))),
+            case("uint8", CaseInput::uint8(1, &[4, 6], 1, form(0, ZeroPoints::Integer))),
+            case("uint8 in blocks", CaseInput::uint8(1, &[3, 48], 0, form(16, ZeroPoints::Integer))),
+            case("int4", CaseInput::int4(1, [4, 64], form(32, ZeroPoints::None))),
+            case("int4, zero points of odd blocks", CaseInput::int4(1, [3, 48], form(16, ZeroPoints::Integer))),
         ]
     }
 }

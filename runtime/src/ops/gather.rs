@@ -1,6 +1,6 @@
 use inlay_devices::kernels::{Gather as GatherKernel, GatherGrad, GatherParams, GatherRows, GatherRowsParams};
 
-use inlay_format::quant::Form;
+use inlay_format::quant::{Form, ZeroPoints};
 
 use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
 use crate::graph::{Attributes, HostTensor};
@@ -122,7 +122,7 @@ impl Op for Gather {
             Case::new(
                 "int4 table",
                 axis(0),
-                vec![CaseInput::int4(1, [7, 48], Form { block: 16, zero_points: true }), ids()],
+                vec![CaseInput::int4(1, [7, 48], Form { block: 16, zero_points: ZeroPoints::Integer }), ids()],
             ),
             Case::new("f32 table", axis(0), vec![CaseInput::constant(1, &[7, 5]), ids()]),
             Case::new("computed rows, one twice", axis(0), vec![CaseInput::step(1, &[7, 5]), ids()]),

@@ -1,5 +1,5 @@
 use inlay_devices::kernels::{Linear as LinearKernel, LinearParams};
-use inlay_format::quant::Form;
+use inlay_format::quant::{Form, ZeroPoints};
 
 use super::matmul::transposed;
 use super::{Case, CaseInput, INLAY, NodeView, Op, OpError, TensorType};
@@ -129,10 +129,18 @@ impl Op for Linear {
         let wide = || CaseInput::step(1, &[2, 3, 32]);
         let nk = plain.clone().with_int("transposed", 1);
         vec![
-            case("int4", &nk, vec![wide(), int4(Form { block: 32, zero_points: false })]),
-            case("int4 with zero points", &nk, vec![wide(), int4(Form { block: 16, zero_points: true }), bias()]),
+            case("int4", &nk, vec![wide(), int4(Form { block: 32, zero_points: ZeroPoints::None })]),
+            case(
+                "int4 with zero points",
+                &nk,
+                vec![wide(), int4(Form { block: 16, zero_points: ZeroPoints::Integer }), bias()],
+            ),
             case("int8", &plain, vec![x(), CaseInput::int8(2, &[17, 9], 1)]),
-            case("uint8", &plain, vec![x(), CaseInput::uint8(2, &[17, 9], 1, Form { block: 0, zero_points: true })]),
+            case(
+                "uint8",
+                &plain,
+                vec![x(), CaseInput::uint8(2, &[17, 9], 1, Form { block: 0, zero_points: ZeroPoints::Integer })],
+            ),
             case("f32 and bias", &plain, vec![x(), CaseInput::constant(2, &[17, 9]), bias()]),
             case("lora", &lora, vec![x(), CaseInput::int8(2, &[17, 9], 1), bias(), a(), b()]),
             case(

@@ -1,4 +1,4 @@
-use inlay_format::quant::{Form, Int4, Layout, PartsMut, Scheme};
+use inlay_format::quant::{Form, Int4, Layout, PartsMut, Scheme, ZeroPoints};
 
 use super::{Case, CaseInput, NodeView, Op, OpError, TensorType};
 use crate::graph::{Attributes, DType, HostTensor};
@@ -8,7 +8,7 @@ use crate::plan::{Backward, Forward, Frozen, HostOrFrozen};
 /// [`LINEAR`](super::LINEAR), always.
 ///
 /// Inputs: x [.., K]; B uint8 [N, blocks, block / 2]; scales f32 [N, blocks] in any shape; then, each optional, zero
-/// points uint8 [N, ceil(blocks / 2)] in any shape; g_idx, which must be absent; bias [N].
+/// points, packed in uint8 [N, ceil(blocks / 2)] or f32 [N, blocks], in any shape; g_idx, which must be absent; bias [N].
 pub struct MatMulNBits;
 
 /// Position of the bias among the inputs.
@@ -31,10 +31,10 @@ pub(crate) fn packed(node: &NodeView<'_>) -> Result<Frozen, OpError> {
     }
     let b = node.input(1)?.frozen.ok_or(OpError::NotConstant { input: 1 })?;
     let zero_points = match node.optional(3) {
-        Some(z) => Some(z.frozen.ok_or(OpError::NotConstant { input: 3 })?),
+        Some(_) => Some(HostOrFrozen::of(node, 3)?),
         None => None,
     };
-    b.blocked([n, k], &HostOrFrozen::of(node, 2)?, zero_points)
+    b.blocked([n, k], &HostOrFrozen::of(node, 2)?, zero_points.as_ref())
 }
 
 impl Op for MatMulNBits {
@@ -75,7 +75,7 @@ impl Op for MatMulNBits {
     }
 
     fn samples(&self) -> Vec<Case> {
-        let case = |label: &str, zero_points: bool, bias: bool| {
+        let case = |label: &str, zero_points: ZeroPoints, bias: bool| {
             let (n, k, form) = (9, 48, Form { block: 16, zero_points });
             let sizes = Int4.sizes(Layout::NK, [k, n], form).expect("48 is a multiple of 16");
             let (mut data, mut scales) = (vec![0; sizes.data], vec![0.0; sizes.scales]);
@@ -88,7 +88,13 @@ impl Op for MatMulNBits {
                 CaseInput::step(1, &[2, 3, k]),
                 packed(&[n, 3, 8], data),
                 CaseInput::Constant(HostTensor::of([n * 3], scales)),
-                if zero_points { packed(&[n * 2], zeros) } else { CaseInput::Absent },
+                match zero_points {
+                    ZeroPoints::None => CaseInput::Absent,
+                    ZeroPoints::Integer => packed(&[n * 2], zeros),
+                    ZeroPoints::Float => {
+                        CaseInput::Constant(HostTensor::of([n, 3], bytemuck::pod_collect_to_vec::<u8, f32>(&zeros)))
+                    }
+                },
             ];
             if bias {
                 inputs.extend([CaseInput::Absent, CaseInput::constant(3, &[n])]);
@@ -100,6 +106,10 @@ impl Op for MatMulNBits {
                 .with_int("block_size", 16);
             Case::new(label, attributes, inputs)
         };
-        vec![case("symmetric", false, false), case("zero points and bias", true, true)]
+        vec![
+            case("symmetric", ZeroPoints::None, false),
+            case("zero points and bias", ZeroPoints::Integer, true),
+            case("zero points between the levels", ZeroPoints::Float, false),
+        ]
     }
 }

@@ -140,23 +140,24 @@ impl Frozen {
     }
 
     /// Bytes of int4 as the matrix [N, K] = `dims`, as `com.microsoft.MatMulNBits` packs elements, scales [N, blocks] and
-    /// zero points [N, ceil(blocks / 2)].
+    /// zero points, packed [N, ceil(blocks / 2)] or f32 [N, blocks].
     pub(crate) fn blocked(
         &self,
         dims: [usize; 2],
         scales: &HostOrFrozen<'_>,
-        zero_points: Option<&Frozen>,
+        zero_points: Option<&HostOrFrozen<'_>>,
     ) -> Result<Self, OpError> {
         if !matches!(self.dtype, DType::U8 | DType::U4) || !matches!(self.packing, Packing::None) || self.transposed {
             return Err(unsupported("int4 weights of another element type than uint8 or uint4"));
         }
         let zero_points = match zero_points {
-            Some(z) if !matches!(z.dtype, DType::U8 | DType::U4) => {
-                return Err(unsupported("zero points of another element type than packed uint8 or uint4"));
+            Some(HostOrFrozen::Frozen(z)) if matches!(z.dtype, DType::U8 | DType::U4) => {
+                // The middle is what int4 has without zero points.
+                let is_middle = z.window.bytes().iter().all(|&b| b == 0x88);
+                (!is_middle).then(|| z.window.clone())
             }
-            // The middle is what int4 has without zero points.
-            Some(z) if z.window.bytes().iter().all(|&b| b == 0x88) => None,
-            zero_points => zero_points.map(|z| z.window.clone()),
+            Some(z) => Some(z.window()?),
+            None => None,
         };
         let packing = Packing::Blocked { scales: scales.window()?, zero_points };
         let blocked = Frozen { dims: dims.to_vec(), packing, ..self.clone() };
@@ -218,7 +219,7 @@ impl Frozen {
                 transposed: false,
             }
         });
-        self.blocked([n, k], scales, repacked.as_ref().or(zero_points))
+        self.blocked([n, k], scales, repacked.as_ref().or(zero_points).map(HostOrFrozen::Frozen).as_ref())
     }
 
     /// The weight whose outputs n are the indices of `n_axis` (0 or the last); all other axes together are k.
@@ -346,11 +347,11 @@ impl<'a> HostOrFrozen<'a> {
     /// Its floats, at an address that kernels can read.
     fn window(&self) -> Result<Window, OpError> {
         match self {
-            HostOrFrozen::Host(value) => {
-                Ok(Window::from_floats(value.floats().ok_or_else(|| unsupported("a scale that is no f32"))?))
-            }
+            HostOrFrozen::Host(value) => Ok(Window::from_floats(
+                value.floats().ok_or_else(|| unsupported("scales or zero points of another element type than f32"))?,
+            )),
             HostOrFrozen::Frozen(scales) if scales.dtype == DType::F32 => scales.aligned(),
-            HostOrFrozen::Frozen(_) => Err(unsupported("a scale that is no f32")),
+            HostOrFrozen::Frozen(_) => Err(unsupported("scales or zero points of another element type than f32")),
         }
     }
 }

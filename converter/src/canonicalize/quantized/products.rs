@@ -40,7 +40,9 @@ pub(super) fn n_bits(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
     let elements = if blocks * block == k { whole } else { cut(&whole, k)? };
     let zero = match r.constant(&node, 3) {
         None if node.input(3).is_some() => return Err(node.unsupported("its zero points are computed; give constants")),
-        None => vec![middle; n * blocks],
+        None => Tensor::from_i64(&[n, blocks], &vec![middle; n * blocks]),
+        // As half-quadratic quantizers write them.
+        Some(z) if z.dtype.is_float() => z.clone(),
         Some(z) => {
             let row = (blocks * bits as usize).div_ceil(8);
             let rows = (8 / bits as usize) * row;
@@ -48,10 +50,10 @@ pub(super) fn n_bits(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
                 return Err(node.unsupported("its zero points are not packed like its weight; quantize it again"));
             }
             let z = Tensor::new(dtype, vec![n, rows], z.bytes())?.to_i64().expect("integers");
-            z.chunks(rows).flat_map(|row| &row[..blocks]).copied().collect()
+            let z: Vec<i64> = z.chunks(rows).flat_map(|row| &row[..blocks]).copied().collect();
+            Tensor::from_i64(&[n, blocks], &z)
         }
     };
-    let zero = Tensor::from_i64(&[n, blocks], &zero);
     let integers = Integers::new(elements, scales, Some(&zero), Shares::Blocks { axis: 1, block });
     let weight = Tensor::from_integers(integers.map_err(|e| node.unsupported(e.to_string()))?);
     let name = r.constant_of(&node.inputs[1], weight.rewritten(Rewrite::Transpose));
@@ -93,7 +95,7 @@ pub(super) fn integer(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
     if !node.is("MatMulInteger") && !node.is("ConvInteger") {
         return Ok(false);
     }
-    let links = r.graph.links();
+    let links = &r.links;
     let at = |index: Option<usize>| index.map(|i| &r.graph.nodes[i]);
     let expected =
         || node.unsupported("it is not of the form that dynamic quantization writes; export the float model");

@@ -11,6 +11,7 @@ layout(set = 0, binding = WEIGHT_BINDING + 2) readonly buffer ZeroPoints { uint 
 
 #define WEIGHT_ZERO_POINTS 0x100u
 #define WEIGHT_PADDED 0x200u
+#define WEIGHT_FLOAT_ZERO_POINTS 0x400u
 #define WEIGHT_BLOCK_SHIFT 12
 
 // A row is a whole number of blocks: its elements and its scales are numbered on from the row before.
@@ -19,6 +20,7 @@ uint block_of(uint at) {
 }
 
 float zero_point(uint block, uint n) {
+    if ((flags & WEIGHT_FLOAT_ZERO_POINTS) != 0u) return uintBitsToFloat(zero_point_words[block]);
     if ((flags & WEIGHT_ZERO_POINTS) == 0u) return 8.0;
     uint at = (flags & WEIGHT_PADDED) != 0u ? block + n : block;
     return float(bitfieldExtract(zero_point_words[at >> 3], int(at & 7u) * 4, 4));

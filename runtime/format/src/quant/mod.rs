@@ -59,13 +59,24 @@ pub const MIN_QUANTIZED_ELEMENTS: usize = 256;
 pub struct Form {
     /// Elements along k that share a scale; 0 for all of k.
     pub block: usize,
-    /// Whether each block has a zero point of its own.
-    pub zero_points: bool,
+    /// Whether those that share a scale share a zero point too.
+    pub zero_points: ZeroPoints,
+}
+
+/// How the zero points of a weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ZeroPoints {
+    /// Not at all: the scheme has one for all.
+    None,
+    /// Each as an integer of the width of an element.
+    Integer,
+    /// Each as a little-endian f32, between levels too.
+    Float,
 }
 
 impl Form {
     /// One scale per output n, or none.
-    pub const WHOLE: Form = Form { block: 0, zero_points: false };
+    pub const WHOLE: Form = Form { block: 0, zero_points: ZeroPoints::None };
 }
 
 /// How large the parts of a weight are.
@@ -75,7 +86,7 @@ pub struct Sizes {
     pub data: usize,
     /// Number of f32 scales.
     pub scales: usize,
-    /// Bytes of packed zero points.
+    /// Bytes of zero points.
     pub zero_points: usize,
 }
 
@@ -86,7 +97,7 @@ pub struct Parts<'a> {
     pub data: &'a [u8],
     /// Scales: `[N]`, or `[N, blocks]`; none for float schemes.
     pub scales: &'a [f32],
-    /// Packed zero points; none where they follow from the scheme.
+    /// Zero points; none where they follow from the scheme.
     pub zero_points: &'a [u8],
 }
 
@@ -97,7 +108,7 @@ pub struct PartsMut<'a> {
     pub data: &'a mut [u8],
     /// Scales.
     pub scales: &'a mut [f32],
-    /// Packed zero points.
+    /// Zero points.
     pub zero_points: &'a mut [u8],
 }
 

@@ -1,4 +1,4 @@
-use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling, check_finite};
+use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling, ZeroPoints, check_finite};
 
 /// uint8 with an f32 scale and a uint8 zero point per output n, or per block along k: what models that were quantized
 /// elsewhere hold, whose integers are kept.
@@ -11,7 +11,7 @@ use super::{EncodeError, Form, Layout, Parts, PartsMut, Scheme, Sizes, Spelling,
 pub struct Uint8;
 
 const fn form(block: usize) -> Form {
-    Form { block, zero_points: true }
+    Form { block, zero_points: ZeroPoints::Integer }
 }
 
 impl Scheme for Uint8 {
