@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::canonicalize::{canonicalize, flattened};
+use crate::canonicalize::{canonicalize_flat, flattened};
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::inspect::{OpReport, ops};
 use crate::points::{candidates, select};
-use crate::read::{Model, read};
+use crate::read::read;
 use crate::report::{PointReport, Skipped, bytes, points_table};
 use crate::support;
 
@@ -58,14 +59,16 @@ pub fn check(path: &Path) -> Result<Verdict> {
         opset: model.opset,
         bytes: model.bytes,
         exportable: false,
-        blockers: unsupported(&model),
+        blockers: Vec::new(),
         points: Vec::new(),
         skipped: Vec::new(),
         ops: ops(&model.graph),
     };
-    if verdict.blockers.is_empty()
-        && let Err(error) = look_for_points(&model, &mut verdict)
-    {
+    let looked = flattened(&model).and_then(|flat| {
+        verdict.blockers = unsupported(&flat);
+        if verdict.blockers.is_empty() { look_for_points(flat, model.opset, &mut verdict) } else { Ok(()) }
+    });
+    if let Err(error) = looked {
         verdict.blockers.push(Blocker { detail: error.to_string(), nodes: 0 });
     }
     verdict.exportable = verdict.blockers.is_empty();
@@ -73,11 +76,7 @@ pub fn check(path: &Path) -> Result<Verdict> {
 }
 
 /// The operators that are not supported, each once.
-fn unsupported(model: &Model) -> Vec<Blocker> {
-    let graph = match flattened(model) {
-        Ok(graph) => graph,
-        Err(error) => return vec![Blocker { detail: error.to_string(), nodes: 0 }],
-    };
+fn unsupported(graph: &Graph) -> Vec<Blocker> {
     let mut found: BTreeMap<(&str, &str), (Error, usize)> = BTreeMap::new();
     for node in &graph.nodes {
         if let Err(error) = support::check_source(node) {
@@ -87,8 +86,8 @@ fn unsupported(model: &Model) -> Vec<Blocker> {
     found.into_values().map(|(error, nodes)| Blocker { detail: error.to_string(), nodes }).collect()
 }
 
-fn look_for_points(model: &Model, verdict: &mut Verdict) -> Result<()> {
-    let graph = canonicalize(model)?;
+fn look_for_points(flat: Graph, opset: i64, verdict: &mut Verdict) -> Result<()> {
+    let graph = canonicalize_flat(flat, opset)?;
     let all = candidates(&graph);
     verdict.points = all.iter().filter(|c| c.obstacle.is_none()).map(Into::into).collect();
     verdict.skipped = all.iter().filter_map(Skipped::of).collect();

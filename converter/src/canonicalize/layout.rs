@@ -18,12 +18,13 @@ pub(super) fn run(graph: &mut Graph) -> Result<()> {
 
 /// `Transpose(constant)` becomes a transposed constant.
 fn transposed_constants(graph: &mut Graph) {
+    // What is asked of them stays true: a constant that is turned has no other user.
+    let links = graph.links();
     for i in (0..graph.nodes.len()).rev() {
         let node = &graph.nodes[i];
         if !node.is("Transpose") || node.ints("perm").is_some_and(|p| p != [1, 0]) {
             continue;
         }
-        let links = graph.links();
         let weight = node.inputs[0].clone();
         let Some(tensor) = graph.constants.get(&weight) else { continue };
         let alone = links.only_consumer(&weight).is_some() && !links.is_output(node.output());

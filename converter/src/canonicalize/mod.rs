@@ -57,8 +57,16 @@ pub const ALL: &[Pass] = &[
 /// # Errors
 /// If an operator, or a use of it, is not supported, or if types contradict each other.
 pub fn canonicalize(model: &Model) -> Result<Graph> {
-    let mut graph = inlined(model)?;
-    types::infer(&mut graph, model.opset)?;
+    canonicalize_flat(flattened(model)?, model.opset)
+}
+
+/// The same of a graph that is flattened already.
+///
+/// # Errors
+/// As for [`canonicalize`].
+pub(crate) fn canonicalize_flat(flat: Graph, opset: i64) -> Result<Graph> {
+    let mut graph = primitive(flat, opset)?;
+    types::infer(&mut graph, opset)?;
     for pass in ALL {
         (pass.run)(&mut graph)?;
         graph.sort()?;
@@ -76,12 +84,15 @@ pub fn canonicalize(model: &Model) -> Result<Graph> {
 /// # Errors
 /// If a function cannot be inlined, or an operator is unknown.
 pub fn inlined(model: &Model) -> Result<Graph> {
-    let mut graph = flattened(model)?;
+    primitive(flattened(model)?, model.opset)
+}
+
+fn primitive(mut graph: Graph, opset: i64) -> Result<Graph> {
     for node in &graph.nodes {
         support::check_source(node)?;
     }
     bounds::check(&graph)?;
-    primitives::run(&mut graph, model.opset)?;
+    primitives::run(&mut graph, opset)?;
     Ok(graph)
 }
 

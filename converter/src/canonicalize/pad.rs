@@ -9,17 +9,20 @@ use crate::graph::{Attribute, Graph, Node};
 pub(super) fn run(graph: &mut Graph) -> Result<()> {
     let mut i = 0;
     while i < graph.nodes.len() {
-        let links = graph.links();
         let node = &graph.nodes[i];
-        let pads = zero_pads(graph, node).filter(|_| !links.is_output(node.output()));
-        let users = links.consumers(node.output()).to_vec();
-        let fits = |pads: &[[i64; 2]]| {
-            !users.is_empty() && users.iter().all(|&user| takes(&graph.nodes[user], node.output(), pads.len()))
-        };
-        let Some(pads) = pads.filter(|pads| fits(pads)) else {
+        let Some(pads) = zero_pads(graph, node) else {
             i += 1;
             continue;
         };
+        let links = graph.links();
+        let users = links.consumers(node.output()).to_vec();
+        let fits = !users.is_empty()
+            && !links.is_output(node.output())
+            && users.iter().all(|&user| takes(&graph.nodes[user], node.output(), pads.len()));
+        if !fits {
+            i += 1;
+            continue;
+        }
         let (from, to) = (node.output().to_owned(), node.inputs[0].clone());
         for user in users {
             add(&mut graph.nodes[user], &pads);

@@ -9,8 +9,7 @@ use crate::tensor::{DType, Tensor};
 /// What is cut off there may be a Relu, which quantizers leave to the range.
 pub(super) fn fake_quantize(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
     let node = r.graph.nodes[i].clone();
-    let links = r.graph.links();
-    let before = node.input(0).filter(|_| node.is("DequantizeLinear")).and_then(|q| links.producer(q));
+    let before = node.input(0).filter(|_| node.is("DequantizeLinear")).and_then(|q| r.links.producer(q));
     let Some(quantize) = before.map(|at| r.graph.nodes[at].clone()).filter(|n| n.is("QuantizeLinear")) else {
         return Ok(false);
     };

@@ -7,14 +7,14 @@ mod products;
 mod weights;
 
 use crate::error::Result;
-use crate::graph::{Graph, Node};
+use crate::graph::{Graph, Links, Node};
 use crate::integers::{Integers, Shares};
 use crate::tensor::Tensor;
 
 /// One spelling of quantization.
 type Rule = fn(&mut Rewriter<'_>, usize) -> Result<bool>;
 
-/// Every spelling: the rule rewrites the node at an index, or says that it does not fit.
+/// Every spelling: the rule rewrites the node at an index and says so, or leaves the graph as it is.
 const RULES: &[Rule] = &[
     weights::quantize_constant,
     weights::dequantize,
@@ -45,14 +45,17 @@ pub(super) fn run(graph: &mut Graph, opset: i64) -> Result<()> {
     if !graph.nodes.iter().any(|node| SPELT.contains(&node.op_type.as_str())) {
         return Ok(());
     }
-    let mut rewriter = Rewriter { graph, opset };
+    let mut rewriter = Rewriter { links: graph.links(), graph, opset };
     for rule in RULES {
         let mut i = 0;
         while i < rewriter.graph.nodes.len() {
-            rule(&mut rewriter, i)?;
+            if rule(&mut rewriter, i)? {
+                rewriter.links = rewriter.graph.links();
+            }
             i += 1;
         }
         rewriter.graph.sweep();
+        rewriter.links = rewriter.graph.links();
     }
     Ok(())
 }
@@ -61,6 +64,8 @@ pub(super) fn run(graph: &mut Graph, opset: i64) -> Result<()> {
 struct Rewriter<'a> {
     graph: &'a mut Graph,
     opset: i64,
+    /// Of the graph as it is when a rule is called.
+    links: Links,
 }
 
 impl Rewriter<'_> {
@@ -90,7 +95,7 @@ impl Rewriter<'_> {
     /// Removes the node at `i`, whose result is the constant `name`.
     fn becomes_constant(&mut self, i: usize, name: &str) {
         let output = self.graph.nodes[i].output().to_owned();
-        if self.graph.links().is_output(&output) {
+        if self.links.is_output(&output) {
             let node = Node::new("Identity", &self.graph.nodes[i].name.clone(), &[name], &output);
             self.graph.nodes[i] = Node { opset: self.opset, ..node };
             return;

@@ -74,8 +74,7 @@ pub(super) fn scaled_cast(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
     if !node.is("Mul") {
         return Ok(false);
     }
-    let links = r.graph.links();
-    let made = |value: &str| links.producer(value).map(|i| &r.graph.nodes[i]);
+    let made = |value: &str| r.links.producer(value).map(|i| &r.graph.nodes[i]);
     for (scaled, scale) in [(0, 1), (1, 0)] {
         let (Some(mut cast), Some(scale)) = (node.input(scaled).and_then(made), r.constant(&node, scale)) else {
             continue;
@@ -128,8 +127,7 @@ fn broadcast_axes(factor: &Tensor, rank: usize) -> Option<Vec<usize>> {
 /// `DequantizeLinear` of rows that are gathered from a constant: the table is dequantized, then its rows gathered.
 pub(super) fn dequantized_rows(r: &mut Rewriter<'_>, i: usize) -> Result<bool> {
     let node = r.graph.nodes[i].clone();
-    let links = r.graph.links();
-    let gather = node.input(0).filter(|_| node.is("DequantizeLinear")).and_then(|q| links.producer(q));
+    let gather = node.input(0).filter(|_| node.is("DequantizeLinear")).and_then(|q| r.links.producer(q));
     let Some((at, gather)) = gather.map(|at| (at, r.graph.nodes[at].clone())).filter(|(_, g)| g.is("Gather")) else {
         return Ok(false);
     };
