@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::export::{expect_replaceable, publish, resolve, temporary_folder};
 use crate::graph::{Attribute, Graph, Node};
 use crate::insert::remove::remove;
-use crate::quantize::{Packing, scale_name, zero_point_name};
+use crate::quantize::{Packing, Spelt, scale_name, zero_point_name};
 use crate::read::read;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::Tensor;
 use crate::write::{MODEL_FILE, write_model, write_weights};
 
 /// What was merged.
@@ -134,23 +134,25 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
         (PointOp::Linear | PointOp::Embedding, Layout::KN) => vec![weight.k(), weight.n()],
         (PointOp::Linear | PointOp::Embedding, Layout::NK) => vec![weight.n(), weight.k()],
     };
-    let spelling = weight.scheme().spellings()[0];
+    let spelling = weight.scheme().spellings().iter().find(|spelling| !spelling.is_product);
+    let spelling = spelling.expect("every scheme has one that any operator takes");
     let name = graph.fresh_name(&format!("{}.merged_weight", place.path));
-    let dtype = DType::from_onnx(spelling.data_type);
-    let dtype =
-        dtype.filter(|_| matches!((spelling.op_type, spelling.domain), (None | Some("DequantizeLinear" | "Cast"), "")));
-    let dtype = dtype.ok_or_else(|| Error::Quantize {
-        tensor: weight.name().to_owned(),
-        detail: format!("a merged weight cannot be stored as {} yet; use --keep-float", weight.scheme().name()),
-    })?;
-    graph.constants.insert(name.clone(), Tensor::new(dtype, dims, weight.packed().data.bytes().to_vec().into())?);
+    let (parts, matrix) = (weight.view().parts, [weight.k(), weight.n()]);
+    let spelt = Spelt { scheme: weight.scheme().name(), form: weight.form(), qdq: true, stored: &dims, matrix };
+    let (data, scales, zero_points) = spelt.tensors(parts.data.to_vec(), parts.scales, parts.zero_points.to_vec())?;
+    let mut inputs = Vec::new();
+    let tensors = [(name.clone(), Some(data)), (scale_name(&name), scales), (zero_point_name(&name), zero_points)];
+    for (name, tensor) in tensors.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))) {
+        inputs.push(name.clone());
+        graph.constants.insert(name, tensor);
+    }
     let mut value = name.clone();
     let mut nodes = Vec::new();
     if let Some(op_type) = spelling.op_type {
         value = format!("{name}.dequantized");
         nodes.push(match op_type {
             "Cast" => Node::new(op_type, &value, &[&name], &value).with("to", Attribute::Int(FLOAT)),
-            _ => dequantize(graph, &name, &value, point)?,
+            _ => dequantize(point, inputs, &value),
         });
     }
     if graph.nodes[at].op_type == "MatMulNBits" {
@@ -183,23 +185,13 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     Ok(())
 }
 
-/// The DequantizeLinear that makes `value` of the constant `name`, whose scales and zero points become constants.
-fn dequantize(graph: &mut Graph, name: &str, value: &str, point: &MergedPoint) -> Result<Node> {
-    let weight = &point.weight;
-    let (parts, block) = (weight.view().parts, weight.form().block);
-    let dims = weight.k().checked_div(block).map_or(vec![weight.n()], |blocks| vec![weight.n(), blocks]);
-    graph.constants.insert(scale_name(name), Tensor::from_f32(&dims, parts.scales));
-    let mut inputs = vec![name.to_owned(), scale_name(name)];
-    if !parts.zero_points.is_empty() {
-        let zero_points = Tensor::new(DType::U8, dims, parts.zero_points.to_vec().into())?;
-        graph.constants.insert(zero_point_name(name), zero_points);
-        inputs.push(zero_point_name(name));
-    }
+/// The DequantizeLinear that makes `value` of the elements, scales and zero points of a merged weight.
+fn dequantize(point: &MergedPoint, inputs: Vec<String>, value: &str) -> Node {
     let node = Node { inputs, ..Node::new("DequantizeLinear", value, &[], value) };
-    Ok(match block {
-        0 => node.with("axis", Attribute::Int(weight.layout().axis())),
-        _ => node.with("axis", Attribute::Int(1)).with("block_size", Attribute::Int(block as i64)),
-    })
+    match point.weight.form().block {
+        0 => node.with("axis", Attribute::Int(point.weight.layout().axis())),
+        block => node.with("axis", Attribute::Int(1)).with("block_size", Attribute::Int(block as i64)),
+    }
 }
 
 /// Lets a node that multiplies with packed elements itself have those of the merged weight, in the shapes that it has.

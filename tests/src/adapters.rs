@@ -72,8 +72,16 @@ pub fn session(base: &Base, device: Device) -> Session {
 /// # Panics
 /// When the converter refuses it.
 pub fn fixture(name: &str, quant: &str, out: &Path) -> (Base, Arrays) {
+    fixture_as(name, &["--quant", quant], out)
+}
+
+/// The same with any arguments of `converter export`.
+///
+/// # Panics
+/// As [`fixture`].
+pub fn fixture_as(name: &str, arguments: &[&str], out: &Path) -> (Base, Arrays) {
     let folder = root().join("tests/fixtures");
-    let base = export(&folder.join(format!("{name}.onnx")), out, &["--quant", quant]);
+    let base = export(&folder.join(format!("{name}.onnx")), out, arguments);
     (base, npz::read(&folder.join(format!("{name}.inputs.npz"))).expect("inputs are committed"))
 }
 

@@ -15,7 +15,12 @@ const MODELS: [(&str, &str, &str); 2] = [
     ("golden/encoder/model.onnx", "*.key,*.value", "*.output.dense"),
     ("fixtures/mlp_dyn18.onnx", "fc2,body.0", "head"),
 ];
-const QUANTS: [&[&str]; 3] = [&["--quant", "none"], &["--quant", "int8"], &["--quant", "int4", "--int4-block", "16"]];
+const QUANTS: [&[&str]; 4] = [
+    &["--quant", "none"],
+    &["--quant", "int8"],
+    &["--quant", "int4", "--int4-block", "16"],
+    &["--quant", "int4", "--int4-block", "16", "--int4-method", "hqq"],
+];
 
 fn base(model: &str, quant: &[&str], more: &[&str], out: &Path) -> (Base, Arrays) {
     let (_, outputs, inputs) = MODELS.iter().find(|(name, ..)| *name == model).expect("a model of the list");

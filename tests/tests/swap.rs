@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use conformance::adapters::{self, distance, export, fixture, floats, mix, random_lora, refs, row};
+use conformance::adapters::{self, distance, export, fixture, fixture_as, floats, mix, random_lora, refs, row};
 use conformance::{binary, setup_file};
 use inlay_runtime::merge::MergeOptions;
 use inlay_runtime::{Base, Device, HostTensor, Session, SessionError};
@@ -245,8 +245,11 @@ fn what_cannot_be_mixed_is_named() {
 fn the_converter_merges_into_packed_weights() {
     let folder = tempfile::tempdir().expect("the system has a temporary folder");
     let record = folder.path().join("record");
-    for quant in ["int4", "int8", "f16", "none"] {
-        let (base, inputs) = fixture("encoder_dyn18", quant, &folder.path().join(quant));
+    let quants =
+        ["int4", "int4 --qdq", "int4 --int4-method=hqq", "int4 --int4-method=hqq --qdq", "int8", "f16", "none"];
+    for quant in quants {
+        let arguments: Vec<&str> = std::iter::once("--quant").chain(quant.split(' ')).collect();
+        let (base, inputs) = fixture_as("encoder_dyn18", &arguments, &folder.path().join(quant));
         let inputs = refs(&inputs);
         let adapter = random_lora(&base, 3, 2.0, &["query", "dense", "classifier"], 5);
         std::fs::write(&record, adapter.to_record(inlay_runtime::Dtype::F32).expect("finite")).expect("writable");
@@ -264,7 +267,7 @@ fn the_converter_merges_into_packed_weights() {
             let merged = adapters::session(&merged, Device::Cpu).predict(&inputs).expect("it runs");
             let error = distance(floats(&merged), floats(&adapted));
             let limit = match quant {
-                "int4" | "int8" if !keep => 0.5,
+                _ if quant.starts_with("int") && !keep => 0.5,
                 "f16" if !keep => 5e-3,
                 _ => 2e-5,
             };
