@@ -1,4 +1,4 @@
-//! The adapter record, version 2: one adapter as bytes, bound to its base and checksummed.
+//! The adapter record, version 3: one adapter as bytes, bound to its base and checksummed.
 //!
 //! `docs/adapter-format.md` states every byte. [`encode`] writes into a caller's buffer, [`Record::decode`] borrows from
 //! the bytes, of this version or an older one; neither allocates. An adapter is a list of parts; a part has a kind id and
@@ -25,7 +25,7 @@ pub use error::RecordError;
 /// First bytes of every record.
 pub const MAGIC: [u8; 4] = *b"INLA";
 /// The version that this crate writes, and the newest that it reads.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Largest record.
 pub const MAX_RECORD_BYTES: usize = 256 << 20;
 /// Most parts of a record.
@@ -126,32 +126,56 @@ fn first<const N: usize>(bytes: &[u8; 32]) -> [u8; N] {
     core::array::from_fn(|i| bytes[i])
 }
 
-/// A part's header as postcard writes it.
+/// The start of a part's header as postcard writes it. Alpha (f32), if there is one, and the number of points (u16) follow.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 struct PartBytes {
     kind: u16,
     encoding: u8,
     rank: u16,
-    alpha: f32,
-    points: u16,
 }
 
 const DTYPE_BITS: u8 = 0x0F;
 const RSLORA_BIT: u8 = 0x10;
+/// An alpha follows, other than [`NO_ALPHA`]. In versions 1 and 2 there always is one, and this bit is not set.
+const ALPHA_BIT: u8 = 0x20;
+/// The alpha of a part that writes none.
+const NO_ALPHA: f32 = 1.0;
 const _: () = assert!(MAX_POINTS <= u16::MAX as usize);
 
-impl PartBytes {
+impl PartHeader {
     /// Where the part stands among the others.
     fn order(&self) -> (u16, u16, u8, u32) {
-        (self.kind, self.rank, self.encoding, self.alpha.to_bits())
+        (self.kind, self.rank, self.dtype.code() | if self.rslora { RSLORA_BIT } else { 0 }, self.alpha.to_bits())
     }
 }
 
-/// A table entry as postcard writes it.
-#[derive(Clone, Serialize, Deserialize)]
+/// A table entry as postcard writes it, in its short spelling.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     path: PathHash,
     tensors: Vec<Size, MAX_TENSORS>,
+}
+
+impl Entry {
+    /// With 0 for what goes without saying: as many groups as the part's rank, groups as long as those of the first tensor.
+    fn short(mut self, rank: u16) -> Self {
+        let first = self.tensors.first().map_or(0, |size| size.len);
+        for (i, size) in self.tensors.iter_mut().enumerate() {
+            size.groups = if size.groups == u32::from(rank) { 0 } else { size.groups };
+            size.len = if i > 0 && size.len == first { 0 } else { size.len };
+        }
+        self
+    }
+
+    /// What [`Entry::short`] was made of.
+    fn long(mut self, rank: u16) -> Self {
+        let first = self.tensors.first().map_or(0, |size| size.len);
+        for size in &mut self.tensors {
+            size.groups = if size.groups == 0 { rank.into() } else { size.groups };
+            size.len = if size.len == 0 { first } else { size.len };
+        }
+        self
+    }
 }
 
 /// A table entry of version 1.

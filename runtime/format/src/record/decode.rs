@@ -2,8 +2,8 @@ use serde::Deserialize;
 
 use super::dtype::{fault, value_at};
 use super::{
-    BaseId, CHECKSUM_BYTES, DTYPE_BITS, Dtype, Entry, EntryV1, MAGIC, MAX_PARTS, MAX_RECORD_BYTES, MAX_TENSORS,
-    PartBytes, PartHeader, PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
+    ALPHA_BIT, BaseId, CHECKSUM_BYTES, DTYPE_BITS, Dtype, Entry, EntryV1, MAGIC, MAX_PARTS, MAX_RECORD_BYTES,
+    MAX_TENSORS, NO_ALPHA, PartBytes, PartHeader, PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
 };
 use crate::metadata::Fingerprint;
 use crate::points::MAX_POINTS;
@@ -98,10 +98,11 @@ impl<'a> Record<'a> {
             if !part.header.alpha.is_finite() {
                 return Err(malformed("an alpha is not finite"));
             }
-            if previous.is_some_and(|previous| previous >= part.order) {
+            let order = part.header.order();
+            if previous.is_some_and(|previous| previous >= order) {
                 return Err(malformed("its parts are not in order"));
             }
-            previous = Some(part.order);
+            previous = Some(order);
             part.check_contents()?;
             if self.parts().take(index).any(|other| other.header.kind == part.header.kind && other.meets(&part)) {
                 return Err(malformed("a point occurs twice"));
@@ -116,7 +117,6 @@ impl<'a> Record<'a> {
 pub struct Part<'a> {
     header: PartHeader,
     version: u8,
-    order: (u16, u16, u8, u32),
     points: usize,
     table: &'a [u8],
     payload: &'a [u8],
@@ -130,9 +130,10 @@ impl<'a> Part<'a> {
 
     /// The points in ascending order of their path hashes.
     pub fn points(&self) -> impl ExactSizeIterator<Item = Point<'a>> + use<'a> {
-        let (version, dtype, mut table, mut payload) = (self.version, self.header.dtype, self.table, self.payload);
+        let (version, dtype, rank) = (self.version, self.header.dtype, self.header.rank);
+        let (mut table, mut payload) = (self.table, self.payload);
         (0..self.points).map(move |_| {
-            let (entry, rest) = take_entry(version, table, 0).expect("the table was checked");
+            let (entry, rest) = take_entry(version, rank, table, 0).expect("the table was checked");
             let (bytes, after) = payload.split_at(payload_bytes(&entry, dtype) as usize);
             (table, payload) = (rest, after);
             Point { path: entry.path, tensors: entry.tensors, dtype, payload: bytes }
@@ -152,7 +153,9 @@ impl<'a> Part<'a> {
                 return Err(malformed("its points are not in order"));
             }
             previous = Some(point.path);
-            if let Some(reason) = point.tensors().find_map(|tensor| fault(tensor.dtype, tensor.bytes, tensor.size)) {
+            if let Some(reason) =
+                point.tensors().find_map(|tensor| fault(self.version, tensor.dtype, tensor.bytes, tensor.size))
+            {
                 return Err(malformed(reason));
             }
         }
@@ -269,31 +272,31 @@ struct ParsedPart<'a> {
 
 /// The header and table at the start of `bytes`, and what follows them. `found` is the length of the record.
 fn parse_part(version: u8, bytes: &[u8], found: u64) -> Result<(ParsedPart<'_>, &[u8]), RecordError> {
-    let (header, table) = take::<PartBytes>(bytes, found)?;
-    let dtype = Dtype::from_code(header.encoding & DTYPE_BITS, version)?;
-    if header.encoding & !(DTYPE_BITS | RSLORA_BIT) != 0 {
+    let (PartBytes { kind, encoding, rank }, rest) = take::<PartBytes>(bytes, found)?;
+    let dtype = Dtype::from_code(encoding & DTYPE_BITS, version)?;
+    let known = DTYPE_BITS | RSLORA_BIT | if version < 3 { 0 } else { ALPHA_BIT };
+    if encoding & !known != 0 {
         return Err(malformed("unknown flags are set"));
     }
-    let points = usize::from(header.points);
+    let has_alpha = version < 3 || encoding & ALPHA_BIT != 0;
+    let (alpha, rest) = if has_alpha { take::<f32>(rest, found)? } else { (NO_ALPHA, rest) };
+    if version >= 3 && has_alpha && alpha == NO_ALPHA {
+        return Err(malformed("an alpha is written that goes without saying"));
+    }
+    let (points, table) = take::<u16>(rest, found)?;
+    let points = usize::from(points);
     if points == 0 || points > MAX_POINTS {
         return Err(malformed("the number of points is out of range"));
     }
     let (mut rest, mut payload) = (table, 0u64);
     for _ in 0..points {
-        let (entry, after) = take_entry(version, rest, found)?;
+        let (entry, after) = take_entry(version, rank, rest, found)?;
         payload = payload.saturating_add(payload_bytes(&entry, dtype));
         rest = after;
     }
     let part = Part {
-        header: PartHeader {
-            kind: header.kind,
-            dtype,
-            rslora: header.encoding & RSLORA_BIT != 0,
-            rank: header.rank,
-            alpha: header.alpha,
-        },
+        header: PartHeader { kind, dtype, rslora: encoding & RSLORA_BIT != 0, rank, alpha },
         version,
-        order: header.order(),
         points,
         table: &table[..table.len() - rest.len()],
         payload: &[],
@@ -301,12 +304,19 @@ fn parse_part(version: u8, bytes: &[u8], found: u64) -> Result<(ParsedPart<'_>, 
     Ok((ParsedPart { part, payload_bytes: payload }, rest))
 }
 
-fn take_entry(version: u8, bytes: &[u8], found: u64) -> Result<(Entry, &[u8]), RecordError> {
-    let (entry, rest) = if version == 1 {
-        let (entry, rest) = take::<EntryV1>(bytes, found)?;
-        (Entry::from(entry), rest)
-    } else {
-        take::<Entry>(bytes, found)?
+/// The table entry at the start of `bytes`, in a part of `rank`.
+fn take_entry(version: u8, rank: u16, bytes: &[u8], found: u64) -> Result<(Entry, &[u8]), RecordError> {
+    let (entry, rest) = match version {
+        1 => take::<EntryV1>(bytes, found).map(|(entry, rest)| (Entry::from(entry), rest))?,
+        2 => take::<Entry>(bytes, found)?,
+        _ => {
+            let (short, rest) = take::<Entry>(bytes, found)?;
+            let entry = short.clone().long(rank);
+            if entry.clone().short(rank) != short {
+                return Err(malformed("a size is written that goes without saying"));
+            }
+            (entry, rest)
+        }
     };
     if entry.tensors.is_empty() || !entry.tensors.iter().all(|size| size.is_valid()) {
         return Err(malformed("a point has no tensors, or one of a size that is out of range"));

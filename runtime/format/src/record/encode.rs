@@ -2,8 +2,8 @@ use heapless::Vec;
 
 use super::dtype::pack;
 use super::{
-    BaseId, CHECKSUM_BYTES, Dtype, Entry, MAGIC, MAX_PARTS, MAX_RECORD_BYTES, MAX_TENSORS, PartBytes, PartHeader,
-    PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
+    ALPHA_BIT, BaseId, CHECKSUM_BYTES, Dtype, Entry, MAGIC, MAX_PARTS, MAX_RECORD_BYTES, MAX_TENSORS, NO_ALPHA,
+    PartBytes, PartHeader, PathHash, RSLORA_BIT, RecordChecksum, RecordError, Size, VERSION,
 };
 use crate::points::MAX_POINTS;
 
@@ -49,11 +49,12 @@ pub fn encoded_len(parts: &[PartValues<'_, '_>]) -> Result<usize, RecordError> {
     // The number of parts is one byte.
     let mut len = (MAGIC.len() + 1 + size_of::<BaseId>() + 1 + CHECKSUM_BYTES) as u64;
     for part in parts {
-        len += size(&part_bytes(part));
+        let (start, alpha, points) = part_bytes(part);
+        len += size(&start) + alpha.as_ref().map_or(0, size) + size(&points);
         for point in &*part.points {
             let entry = entry(point)?;
-            let tensors = entry.tensors.iter().map(|t| part.header.dtype.tensor_bytes(t.groups, t.len));
-            len = len.saturating_add(size(&entry)).saturating_add(tensors.sum());
+            let tensors: u64 = entry.tensors.iter().map(|t| part.header.dtype.tensor_bytes(t.groups, t.len)).sum();
+            len = len.saturating_add(size(&entry.short(part.header.rank))).saturating_add(tensors);
         }
     }
     if len > MAX_RECORD_BYTES as u64 { Err(RecordError::TooLarge { found: len }) } else { Ok(len as usize) }
@@ -79,7 +80,7 @@ pub fn encode<'o>(
         check_values(part)?;
         part.points.sort_unstable_by_key(|point| PathHash::of(point.path));
     }
-    parts.sort_unstable_by_key(|part| part_bytes(part).order());
+    parts.sort_unstable_by_key(|part| part.header.order());
     check_repeats(parts)?;
 
     let (body, checksum) = out.split_at_mut(needed - CHECKSUM_BYTES);
@@ -89,9 +90,14 @@ pub fn encode<'o>(
     let count = u8::try_from(parts.len()).expect("MAX_PARTS fits u8");
     let mut rest = put(&count, put(&base, rest));
     for part in &*parts {
-        rest = put(&part_bytes(part), rest);
+        let (start, alpha, points) = part_bytes(part);
+        rest = put(&start, rest);
+        if let Some(alpha) = alpha {
+            rest = put(&alpha, rest);
+        }
+        rest = put(&points, rest);
         for point in &*part.points {
-            rest = put(&entry(point)?, rest);
+            rest = put(&entry(point)?.short(part.header.rank), rest);
         }
     }
     for part in &*parts {
@@ -105,16 +111,14 @@ pub fn encode<'o>(
     Ok(out)
 }
 
-/// The part's header. The number of points was checked.
-fn part_bytes(part: &PartValues<'_, '_>) -> PartBytes {
+/// The part's header: its start, alpha if it has one, the number of points, which was checked.
+fn part_bytes(part: &PartValues<'_, '_>) -> (PartBytes, Option<f32>, u16) {
     let PartHeader { kind, dtype, rslora, rank, alpha } = part.header;
-    PartBytes {
-        kind,
-        encoding: dtype.code() | if rslora { RSLORA_BIT } else { 0 },
-        rank,
-        alpha,
-        points: u16::try_from(part.points.len()).expect("MAX_POINTS fits u16"),
-    }
+    let alpha = Some(alpha).filter(|alpha| *alpha != NO_ALPHA);
+    let flag = |is_set, bit| if is_set { bit } else { 0 };
+    let encoding = dtype.code() | flag(rslora, RSLORA_BIT) | flag(alpha.is_some(), ALPHA_BIT);
+    let points = u16::try_from(part.points.len()).expect("MAX_POINTS fits u16");
+    (PartBytes { kind, encoding, rank }, alpha, points)
 }
 
 fn entry(point: &PointValues<'_>) -> Result<Entry, RecordError> {
@@ -171,7 +175,7 @@ fn check_repeats(parts: &[PartValues<'_, '_>]) -> Result<(), RecordError> {
             return Err(RecordError::RepeatedPath { path: hash(&pair[0]) });
         }
         for other in parts[..index].iter().filter(|other| other.header.kind == kind) {
-            if part_bytes(other).order() == part_bytes(part).order() {
+            if other.header.order() == part.header.order() {
                 return Err(RecordError::RepeatedPart { kind });
             }
             let repeated = |point: &&PointValues<'_>| other.points.binary_search_by_key(&hash(point), hash).is_ok();

@@ -2,7 +2,7 @@
 
 use std::vec::Vec as StdVec;
 
-use super::tests::{Drawn, encoded_drawn};
+use super::tests::{Drawn, encoded_drawn, resealed};
 use super::*;
 use crate::state::State;
 
@@ -15,6 +15,9 @@ const LORA_POINTS: [(&str, Tensors); 2] = [
     ("head", &[(&[1.0, 4.0], 150), (&[0.125, 0.03125], 3)]),
 ];
 const OTHER_POINTS: [(&str, Tensors); 1] = [("pooled", &[(&[0.25, 0.5, 1.0], 5)])];
+const SAME: PartHeader = PartHeader { kind: 8, dtype: Dtype::F32, rslora: false, rank: 2, alpha: 1.0 };
+const SAME_POINTS: [(&str, Tensors); 1] = [("up", &[(&[0.5, 0.0625], 9), (&[1.0], 9), (&[0.25], 2)])];
+const LAST_POINTS: [(&str, Tensors); 1] = [("pooled", &[(&[0.25, -0.5, 1.0], 5)])];
 
 const V1: [(Dtype, &[u8]); 2] = [
     (Dtype::F32, include_bytes!("../../tests/golden/v1.f32.adapter")),
@@ -26,15 +29,33 @@ const V2: [(Dtype, Dtype, &[u8]); 4] = [
     (Dtype::Int8, Dtype::F16, include_bytes!("../../tests/golden/v2.int8.adapter")),
     (Dtype::Int4, Dtype::Int8, include_bytes!("../../tests/golden/v2.int4.adapter")),
 ];
+const V3: [(Dtype, Dtype, &[u8]); 4] = [
+    (Dtype::F32, Dtype::Int4, include_bytes!("../../tests/golden/v3.f32.adapter")),
+    (Dtype::F16, Dtype::Int8, include_bytes!("../../tests/golden/v3.f16.adapter")),
+    (Dtype::Int8, Dtype::F16, include_bytes!("../../tests/golden/v3.int8.adapter")),
+    (Dtype::Int4, Dtype::Int8, include_bytes!("../../tests/golden/v3.int4.adapter")),
+];
 const STATE_V1: &[u8] = include_bytes!("../../tests/golden/v1.state");
 
 fn base() -> BaseId {
     BaseId(core::array::from_fn(|i| i as u8))
 }
 
-fn values(dtype: Dtype, (scales, len): (&[f32], usize)) -> StdVec<f32> {
-    let most = if dtype == Dtype::Int4 { 7 } else { 127 };
-    let element = |i: i32| if i == 0 { most } else { i * 5 % (2 * most + 1) - most };
+/// The parts of a golden of version 3.
+fn parts_v3(dtype: Dtype, other: Dtype) -> [(PartHeader, &'static [(&'static str, Tensors)]); 3] {
+    let last = if other == Dtype::Int4 { &LAST_POINTS } else { &OTHER_POINTS };
+    let with = |dtype, header| PartHeader { dtype, ..header };
+    [(with(dtype, LORA), &LORA_POINTS), (with(dtype, SAME), &SAME_POINTS), (with(other, OTHER), last)]
+}
+
+fn values(dtype: Dtype, (scales, len): (&[f32], usize), version: u8) -> StdVec<f32> {
+    let (least, most) = match dtype {
+        Dtype::Int4 if version < 3 => (-7, 7),
+        Dtype::Int4 => (-8, 7),
+        _ => (-127, 127),
+    };
+    let largest = if -least <= most { most } else { least };
+    let element = |i: i32| if i == 0 { largest } else { i * 5 % (most - least + 1) + least };
     scales.iter().flat_map(|scale| (0..len as i32).map(move |i| element(i) as f32 * scale)).collect()
 }
 
@@ -46,7 +67,7 @@ fn check(part: &Part<'_>, header: PartHeader, points: &[(&str, Tensors)], versio
         assert_eq!(found.len(), tensors.len());
         for (found, tensor) in found.iter().zip(*tensors) {
             assert_eq!(found.groups(), if version == 1 { 1 } else { tensor.0.len() });
-            assert_eq!(found.values().collect::<StdVec<_>>(), values(header.dtype, *tensor), "{path}");
+            assert_eq!(found.values().collect::<StdVec<_>>(), values(header.dtype, *tensor, version), "{path}");
         }
     }
 }
@@ -72,15 +93,37 @@ fn records_of_version_2_are_read() {
 }
 
 #[test]
-fn records_of_version_2_are_written_byte_for_byte() {
-    for (dtype, other, expected) in V2 {
-        let draw = |header: PartHeader, points: &[(&str, Tensors)]| -> Drawn {
-            let tensors = |tensors: Tensors| tensors.iter().map(|t| (t.0.len(), values(header.dtype, *t))).collect();
+fn version_2_has_fifteen_levels_at_int4() {
+    let [.., (.., bytes)] = V2;
+    // The payload starts with the scales of two groups, then their elements.
+    let payload = bytes.len() - CHECKSUM_BYTES - Record::decode(bytes).unwrap().payload_bytes();
+    for (at, byte) in [(payload + 1, 0xBC), (payload + 4, 0x08), (payload + 4, 0x80)] {
+        let refused = Record::decode(&resealed(bytes, |bytes| bytes[at] = byte)).unwrap_err();
+        assert!(matches!(refused, RecordError::Malformed { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn records_of_version_3_are_read() {
+    for (dtype, other, bytes) in V3 {
+        let record = Record::decode(bytes).unwrap();
+        assert_eq!((record.version(), record.base(), record.parts().len()), (3, base(), 3));
+        for (part, (header, points)) in record.parts().zip(parts_v3(dtype, other)) {
+            check(&part, header, points, 3);
+        }
+    }
+}
+
+#[test]
+fn records_of_version_3_are_written_byte_for_byte() {
+    for (dtype, other, expected) in V3 {
+        let draw = |(header, points): (PartHeader, &[(&str, Tensors)])| -> Drawn {
+            let tensors = |tensors: Tensors| tensors.iter().map(|t| (t.0.len(), values(header.dtype, *t, 3))).collect();
             (header, points.iter().map(|(path, of_point)| ((*path).to_owned(), tensors(of_point))).collect())
         };
-        let lora = draw(PartHeader { dtype, ..LORA }, &LORA_POINTS);
-        let other = draw(PartHeader { dtype: other, ..OTHER }, &OTHER_POINTS);
-        assert_eq!(encoded_drawn(base(), &[other, lora]), expected, "{dtype:?}");
+        let mut parts = parts_v3(dtype, other).map(draw);
+        parts.reverse();
+        assert_eq!(encoded_drawn(base(), &parts), expected, "{dtype:?}");
     }
 }
 
@@ -96,7 +139,8 @@ fn states_of_version_1_are_read() {
 
 #[test]
 fn every_bit_flip_and_every_truncation_of_every_golden_record_is_refused() {
-    for bytes in V1.map(|(_, bytes)| bytes).into_iter().chain(V2.map(|(.., bytes)| bytes)) {
+    let [second, third] = [V2, V3].map(|version| version.map(|(.., bytes)| bytes));
+    for bytes in V1.map(|(_, bytes)| bytes).into_iter().chain(second).chain(third) {
         for len in 0..bytes.len() {
             assert!(Record::decode(&bytes[..len]).is_err(), "the first {len} bytes");
         }

@@ -86,7 +86,7 @@ fn watch(dtype: Dtype) -> StdVec<u8> {
 fn the_documented_bytes() {
     let tensors = [TensorValues { values: &[1.0, -2.0], groups: 2 }, whole(&[0.5])];
     let mut lora = [PointValues { path: "fc1", tensors: &tensors }];
-    let mut head = [PointValues { path: "pooled", tensors: &[TensorValues { values: &[0.5, -3.5, 1.0], groups: 1 }] }];
+    let mut head = [PointValues { path: "pooled", tensors: &[TensorValues { values: &[0.5, -4.0, 3.5], groups: 1 }] }];
     let bytes = encoded_parts(&mut [
         PartValues {
             header: PartHeader { kind: 200, dtype: Dtype::Int4, rslora: false, rank: 3, alpha: 1.0 },
@@ -95,22 +95,21 @@ fn the_documented_bytes() {
         PartValues { header: PartHeader { rslora: true, rank: 300, ..HEADER }, points: &mut lora },
     ]);
     let mut expected = StdVec::new();
-    expected.extend(b"INLA\x02");
+    expected.extend(b"INLA\x03");
     expected.extend([9; 16]);
     expected.push(2);
-    expected.extend([1, 0x11, 0xAC, 0x02]);
+    expected.extend([1, 0x31, 0xAC, 0x02]);
     expected.extend(2.0f32.to_le_bytes());
     expected.push(1);
     expected.extend(&blake3::hash(b"fc1").as_bytes()[..8]);
-    expected.extend([2, 2, 1, 1, 1]);
-    expected.extend([0xC8, 0x01, 0x03, 3]);
-    expected.extend(1.0f32.to_le_bytes());
-    expected.push(1);
+    expected.extend([2, 2, 1, 1, 0]);
+    // No alpha, for it is 1.
+    expected.extend([0xC8, 0x01, 0x03, 3, 1]);
     expected.extend(&blake3::hash(b"pooled").as_bytes()[..8]);
     expected.extend([1, 1, 3]);
     expected.extend([0x00, 0x3C, 0x00, 0xC0, 0x00, 0x38]);
-    // The scale 0.5, then 1, -7, 2.
-    expected.extend([0x00, 0x38, 0x91, 0x02]);
+    // The scale 0.5, then 1, -8, 7.
+    expected.extend([0x00, 0x38, 0x81, 0x07]);
     expected.extend(&blake3::hash(&expected).as_bytes()[..16].to_vec());
     assert_eq!(bytes, expected);
 }
@@ -144,14 +143,14 @@ fn sizes_keep_their_promise() {
                 let raw: u64 = tensors.map(|t| dtype.tensor_bytes(rank as u32, (t.values.len() / rank) as u32)).sum();
                 let overhead = encoded_len(&[PartValues { header, points }]).unwrap() - raw as usize;
                 assert!(overhead <= 64 * count, "{overhead} bytes for {count} points at rank {rank}");
-                assert!(overhead <= 47 + 17 * count, "{overhead} bytes for {count} points at rank {rank}");
+                assert!(overhead <= 47 + 15 * count, "{overhead} bytes for {count} points at rank {rank}");
             }
         }
         if rank == 1 {
             let mut some: StdVec<_> =
                 points.iter().filter(|p| p.path.ends_with("query") || p.path.ends_with("value")).copied().collect();
             let header = PartHeader { dtype: Dtype::Int4, ..HEADER };
-            assert_eq!(encoded_len(&[PartValues { header, points: &mut some }]).unwrap(), 4882);
+            assert_eq!(encoded_len(&[PartValues { header, points: &mut some }]).unwrap(), 4870);
         }
     }
 }
@@ -295,7 +294,7 @@ fn forged(dtype: Dtype, change: impl FnOnce(&mut StdVec<u8>)) -> StdVec<u8> {
 }
 
 /// A record with `change` applied and a matching checksum.
-fn resealed(bytes: &[u8], change: impl FnOnce(&mut StdVec<u8>)) -> StdVec<u8> {
+pub(super) fn resealed(bytes: &[u8], change: impl FnOnce(&mut StdVec<u8>)) -> StdVec<u8> {
     let mut bytes = bytes[..bytes.len() - CHECKSUM_BYTES].to_vec();
     change(&mut bytes);
     let checksum = RecordChecksum::of(&bytes);
@@ -309,21 +308,23 @@ fn checksummed_nonsense_is_refused_by_name() {
     // 38 tensors, 39 groups and elements, 43 payload.
     assert!(Record::decode(&forged(Dtype::F16, |_| {})).is_ok());
     let refused = |change: Change| Record::decode(&forged(Dtype::F16, change)).unwrap_err();
-    assert_eq!(refused(|b| b[4] = 3), RecordError::NewerVersion { found: 3 });
+    assert_eq!(refused(|b| b[4] = 4), RecordError::NewerVersion { found: 4 });
     assert_eq!(refused(|b| b[23] = 4), RecordError::UnknownDtype { code: 4 });
     assert_eq!(refused(|b| b[23] = 0x0F), RecordError::UnknownDtype { code: 15 });
-    let malformed: [Change; 17] = [
+    let malformed: [Change; 19] = [
         |b| b[4] = 0,
         |b| b[21] = 0,
         |b| b[21] = 65,
-        |b| b[23] |= 0x20,
+        |b| b[23] |= 0x40,
         |b| b[25..29].copy_from_slice(&f32::NAN.to_le_bytes()),
+        |b| b[25..29].copy_from_slice(&1f32.to_le_bytes()),
+        |b| b[24] = 0,
         |b| b[29] = 0,
         |b| b[29] = 2,
         |b| b[38] = 0,
         |b| b[38] = 9,
         |b| b[38] = 1,
-        |b| b[39] = 0,
+        |b| b[39] = 1,
         |b| b[40] = 0,
         |b| b[39] = 3,
         |b| b[39..41].copy_from_slice(&[0xFF, 0xFF]),
@@ -356,12 +357,11 @@ fn checksummed_nonsense_is_refused_by_name() {
 #[test]
 fn quantized_nonsense_is_refused() {
     // From 43: the scale of two elements, the elements, the scale of one, its element.
-    let malformed: [(Dtype, Change); 6] = [
+    let malformed: [(Dtype, Change); 5] = [
         (Dtype::Int8, |b| b[43..45].copy_from_slice(&[0x00, 0x7C])),
         (Dtype::Int8, |b| b[43..45].copy_from_slice(&[0x00, 0xBC])),
         (Dtype::Int8, |b| b[46] = 0x80),
-        (Dtype::Int4, |b| b[45] = 0x08),
-        (Dtype::Int4, |b| b[45] = 0x80),
+        (Dtype::Int4, |b| b[43..45].copy_from_slice(&[0x00, 0xFC])),
         (Dtype::Int4, |b| b[48] |= 0x10),
     ];
     for (i, (dtype, change)) in malformed.into_iter().enumerate() {
@@ -369,9 +369,10 @@ fn quantized_nonsense_is_refused() {
         let refused = Record::decode(&bytes);
         assert!(matches!(refused, Err(RecordError::Malformed { .. })), "{i}: {refused:?}");
     }
-    for (dtype, change) in [(Dtype::Int8, 0x7F), (Dtype::Int4, 0x79)] {
+    for (dtype, change) in [(Dtype::Int8, 0x7F), (Dtype::Int4, 0x78), (Dtype::Int4, 0x87)] {
         assert!(Record::decode(&forged(dtype, |b| b[45] = change)).is_ok());
     }
+    assert!(Record::decode(&forged(Dtype::Int4, |b| b[43..45].copy_from_slice(&[0x00, 0xBC]))).is_ok());
 }
 
 #[test]
@@ -544,8 +545,8 @@ fn rounded(dtype: Dtype, values: &[f32], groups: usize) -> StdVec<f32> {
 
 #[test]
 fn what_a_scale_can_hold_is_held_exactly() {
-    for (dtype, most) in [(Dtype::Int8, 127), (Dtype::Int4, 7)] {
-        let all: StdVec<f32> = (-most..=most).map(|q| q as f32 * 0.03125).collect();
+    for (dtype, least, most) in [(Dtype::Int8, -127, 127), (Dtype::Int4, -8, 7), (Dtype::Int4, -7, 8)] {
+        let all: StdVec<f32> = (least..=most).map(|q| q as f32 * 0.03125).collect();
         assert_eq!(rounded(dtype, &all, 1), all);
         // Groups keep scales of their own, and the elements of an odd length their places.
         let groups: StdVec<f32> = [1.0, 1024.0, 0.0].iter().flat_map(|s| all.iter().map(move |x| x * s)).collect();

@@ -29,19 +29,20 @@ def sealed(body):
     return body + blake3(body).digest()[:16]
 
 
-def element(i, most):
+def element(i, least, most):
     """Element `i` of a group: the largest comes first, so that a group's scale is certain."""
-    return most if i == 0 else i * 5 % (2 * most + 1) - most
+    largest = most if -least <= most else least
+    return largest if i == 0 else i * 5 % (most - least + 1) + least
 
 
-def values(dtype, scales, length):
+def values(dtype, scales, length, version):
     """A group for each scale."""
-    most = 7 if dtype == "int4" else 127
-    return [[element(i, most) * scale for i in range(length)] for scale in scales]
+    least, most = (-127, 127) if dtype != "int4" else (-7, 7) if version < 3 else (-8, 7)
+    return [[element(i, least, most) * scale for i in range(length)] for scale in scales]
 
 
-def payload(dtype, scales, length):
-    groups = values(dtype, scales, length)
+def payload(dtype, scales, length, version):
+    groups = values(dtype, scales, length, version)
     if dtype in ("f32", "f16"):
         return b"".join(struct.pack("<f" if dtype == "f32" else "<e", x) for group in groups for x in group)
     packed = b"".join(struct.pack("<e", scale) for scale in scales)
@@ -53,9 +54,11 @@ def payload(dtype, scales, length):
     return packed + bytes((high & 15) << 4 | low & 15 for low, high in pairs)
 
 
-def header(kind, dtype, rslora, rank, alpha, points):
-    encoding = DTYPES.index(dtype) | (16 if rslora else 0)
-    return varint(kind) + bytes([encoding]) + varint(rank) + struct.pack("<f", alpha) + varint(points)
+def header(kind, dtype, rslora, rank, alpha, points, version):
+    has_alpha = version < 3 or alpha != 1.0
+    encoding = DTYPES.index(dtype) | (16 if rslora else 0) | (32 if has_alpha and version >= 3 else 0)
+    start = varint(kind) + bytes([encoding]) + varint(rank)
+    return start + (struct.pack("<f", alpha) if has_alpha else b"") + varint(points)
 
 
 # Path, and (scales, elements of a group) of each tensor. In version 1 a tensor has one scale, written nowhere.
@@ -64,36 +67,55 @@ LORA = {
     "head": [([1.0, 4.0], 150), ([0.125, 0.03125], 3)],
 }
 OTHER = {"pooled": [([0.25, 0.5, 1.0], 5)]}
+# From version 3 on: sizes that go without saying, and a negative scale of int4.
+SAME = {"up": [([0.5, 0.0625], 9), ([1.0], 9), ([0.25], 2)]}
+LAST = {"pooled": [([0.25, -0.5, 1.0], 5)]}
 
 
 def ordered(points):
     return sorted(points.items(), key=lambda item: blake3(item[0].encode()).digest()[:8])
 
 
-def table(points, version):
+def table(points, version, rank):
     out = b""
     for path, tensors in ordered(points):
         out += blake3(path.encode()).digest()[:8] + varint(len(tensors))
-        for scales, length in tensors:
-            sizes = [len(scales) * length] if version == 1 else [len(scales), length]
+        for i, (scales, length) in enumerate(tensors):
+            if version == 1:
+                sizes = [len(scales) * length]
+            elif version == 2:
+                sizes = [len(scales), length]
+            else:
+                is_first = i > 0 and length == tensors[0][1]
+                sizes = [0 if len(scales) == rank else len(scales), 0 if is_first else length]
             out += b"".join(map(varint, sizes))
     return out
 
 
-def payloads(points, dtype):
-    return b"".join(payload(dtype, *tensor) for _, tensors in ordered(points) for tensor in tensors)
+def payloads(points, dtype, version):
+    return b"".join(payload(dtype, *tensor, version) for _, tensors in ordered(points) for tensor in tensors)
 
 
 def record_v1(dtype):
-    head = b"INLA\x01" + BASE + header(1, dtype, True, 2, 3.0, len(LORA))
-    return sealed(head + table(LORA, 1) + payloads(LORA, dtype))
+    head = b"INLA\x01" + BASE + header(1, dtype, True, 2, 3.0, len(LORA), 1)
+    return sealed(head + table(LORA, 1, 2) + payloads(LORA, dtype, 1))
+
+
+def record(version, parts):
+    """Parts in order: kind, dtype, rslora, rank, alpha, points."""
+    body = b"INLA" + bytes([version]) + BASE + bytes([len(parts)])
+    for kind, dtype, rslora, rank, alpha, points in parts:
+        body += header(kind, dtype, rslora, rank, alpha, len(points), version) + table(points, version, rank)
+    return sealed(body + b"".join(payloads(part[5], part[1], version) for part in parts))
 
 
 def record_v2(dtype, other):
-    body = b"INLA\x02" + BASE + bytes([2])
-    body += header(1, dtype, True, 2, 3.0, len(LORA)) + table(LORA, 2)
-    body += header(300, other, False, 0, 1.0, len(OTHER)) + table(OTHER, 2)
-    return sealed(body + payloads(LORA, dtype) + payloads(OTHER, other))
+    return record(2, [(1, dtype, True, 2, 3.0, LORA), (300, other, False, 0, 1.0, OTHER)])
+
+
+def record_v3(dtype, other):
+    lora, same = (1, dtype, True, 2, 3.0, LORA), (8, dtype, False, 2, 1.0, SAME)
+    return record(3, [lora, same, (300, other, False, 0, 1.0, LAST if other == "int4" else OTHER)])
 
 
 def state_v1(record):
@@ -115,6 +137,7 @@ for dtype in ("f32", "f16"):
     (HERE / f"v1.{dtype}.adapter").write_bytes(record_v1(dtype))
 for dtype, other in zip(DTYPES, ["int4", "int8", "f16", "int8"]):
     (HERE / f"v2.{dtype}.adapter").write_bytes(record_v2(dtype, other))
+    (HERE / f"v3.{dtype}.adapter").write_bytes(record_v3(dtype, other))
 (HERE / "v1.state").write_bytes(state_v1(record_v2("f16", "int8")))
 key, nonce = bytes(range(32)), bytes(range(100, 124))
 (HERE / "v1.sealed").write_bytes(sealed_v1(record_v2("int4", "int8"), "anna.adapter", key, nonce))
