@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use inlay_format::record::{Record, RecordChecksum};
-use inlay_format::state::{MAX_STATE_BYTES, State};
+use inlay_format::state::{MAX_STATE_BYTES, State, StateError};
 
 mod disk;
 mod error;
@@ -253,15 +253,19 @@ impl AdapterStore {
         disk::replace(&self.dir, &[(&file, &self.sealed(&id, &file, state)?)])
     }
 
-    /// The optimizer's state that continues an adapter, or `None` if there is none.
+    /// The optimizer's state that continues an adapter, or `None` if there is none. A state that continues another record
+    /// is none: it outlived its record in a crash, and [`sweep`](Self::sweep) removes it.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and [`StoreError::State`] when the state is not whole or continues another record.
+    /// As [`load`](Self::load), and [`StoreError::State`] when the state is not whole.
     pub fn load_state(&self, id: impl Into<AdapterId>) -> Result<Option<Vec<u8>>, StoreError> {
         let id = id.into();
         let Some(state) = self.read(&id, STATE, MAX_STATE_BYTES)? else { return Ok(None) };
-        self.check_state(&id, &state)?;
-        Ok(Some(state))
+        match self.check_state(&id, &state) {
+            Ok(()) => Ok(Some(state)),
+            Err(StoreError::State { source: StateError::OtherRecord { .. }, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Deletes an adapter, the record before it and its optimizer state.
@@ -283,7 +287,8 @@ impl AdapterStore {
         if found { disk::sync_dir(&self.dir) } else { Err(self.no_adapter(id)) }
     }
 
-    /// Removes what no adapter needs: temporary files of killed writers, and states whose adapter is gone. Gives how many.
+    /// Removes what no adapter needs: temporary files of killed writers, and states that continue a record which is gone.
+    /// Gives how many. A state that cannot be read, for want of a key or because it is damaged, stays.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the folder cannot be read or a file cannot be deleted.
@@ -291,8 +296,10 @@ impl AdapterStore {
         let _lock = self.lock()?;
         let adapters: BTreeSet<AdapterId> = self.adapters()?.into_iter().collect();
         let mut removed = disk::sweep(&self.dir)?;
-        for id in self.files(STATE)?.into_iter().filter(|id| !adapters.contains(id)) {
-            removed += usize::from(disk::remove_if_any(&self.path(&id, STATE)?)?);
+        for id in self.files(STATE)? {
+            if !adapters.contains(&id) || matches!(self.load_state(&id), Ok(None)) {
+                removed += usize::from(disk::remove_if_any(&self.path(&id, STATE)?)?);
+            }
         }
         Ok(removed)
     }

@@ -147,12 +147,20 @@ fn states_belong_to_one_record() {
 
     // As a crash between the record and the removal of its state would leave it.
     let orphan = store.dir().join("ben.state");
+    let stale = store.dir().join("anna.state");
     fs::write(&orphan, state_of(&old)).unwrap();
-    fs::write(store.dir().join("anna.state"), state_of(&old)).unwrap();
-    let refused = store.load_state("anna").unwrap_err();
-    assert!(matches!(refused, StoreError::State { source: StateError::OtherRecord { .. }, .. }), "{refused}");
-    assert_eq!(store.sweep().unwrap(), 1);
-    assert!(!orphan.exists() && store.dir().join("anna.state").exists());
+    fs::write(&stale, state_of(&old)).unwrap();
+    assert_eq!(store.load_state("anna").unwrap(), None, "a state of another record");
+    assert_eq!(store.sweep().unwrap(), 2);
+    assert!(!orphan.exists() && !stale.exists());
+    // What is whole and belongs to its record stays, and so does what cannot be judged.
+    store.save_state("anna", &state_of(&new)).unwrap();
+    store.save("carl", &old).unwrap();
+    fs::write(store.dir().join("carl.state"), "x").unwrap();
+    assert!(matches!(store.load_state("carl"), Err(StoreError::State { .. })));
+    assert_eq!(store.sweep().unwrap(), 0);
+    assert_eq!(store.load_state("anna").unwrap(), Some(state_of(&new)));
+    store.delete("carl").unwrap();
     store.delete("anna").unwrap();
     assert!(files(&store).is_empty());
 }
