@@ -69,18 +69,20 @@ fn minilm_serves_sixteen_adapters() {
     for (i, outputs) in expected.iter().enumerate().skip(1) {
         assert!(distance(floats(outputs), floats(&expected[0])) > 1e-3, "{} differs from the first", names[i]);
     }
-    // The fastest of many swaps, since the machine does other things too.
     let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(name, x)| (*name, x.shape())).collect();
-    let mut swap = Duration::MAX;
-    for round in 0..160 {
-        let start = Instant::now();
-        session.use_adapter(Some(&names[round % 16])).expect("it is resident");
-        session.prepare(&shapes).expect("the plan is there");
-        swap = start.elapsed().min(swap);
-    }
-    eprintln!("a swap takes {swap:?}");
-    // docs/benchmarks/adapters.md shows less than 1 ms; a machine that runs other tests beside this one is slower.
-    assert!(swap < Duration::from_millis(5), "a swap takes {swap:?}");
+    let mut swaps: Vec<Duration> = (0..160)
+        .map(|round| {
+            let start = Instant::now();
+            session.use_adapter(Some(&names[round % 16])).expect("it is resident");
+            session.prepare(&shapes).expect("the plan is there");
+            start.elapsed()
+        })
+        .collect();
+    swaps.sort_unstable();
+    // The median: other tests that run meanwhile make some of them slow, and never half of them.
+    let swap = swaps[swaps.len() / 2];
+    eprintln!("a swap takes {swap:?}, the slowest {:?}", swaps[swaps.len() - 1]);
+    assert!(swap < Duration::from_millis(1), "a swap takes {swap:?}");
     for (name, expected) in names.iter().zip(&expected) {
         session.use_adapter(Some(name)).expect("it is resident");
         assert_eq!(&session.predict(&inputs).expect("it runs"), expected, "{name}, bit for bit");
