@@ -1,4 +1,4 @@
-"""Writes what the fuzzers start from: `corpus/*/seed-*`. Needs onnx and numpy.
+"""Writes what the fuzzers start from: `corpus/*/seed-*`. Needs onnx, numpy and blake3.
 
     python make_seeds.py
 """
@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from blake3 import blake3
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 HERE = Path(__file__).parent
@@ -137,6 +138,42 @@ def peft(settings: dict, tensors: dict) -> bytes:
     return struct.pack("<H", len(settings)) + settings + struct.pack("<Q", len(header)) + header + data
 
 
+def stranger(parts: list, payload: bytes, version: int = 3) -> bytes:
+    """Kind, encoding, rank, alpha or None, then path and sizes of the tensors, of each part."""
+    body = bytes([version - 1]) + (bytes([len(parts)]) if version > 1 else b"")
+    for kind, encoding, rank, alpha, path, *sizes in parts:
+        body += bytes([kind, encoding, rank]) + (b"" if alpha is None else struct.pack("<f", alpha)) + b"\x01"
+        body += blake3(path.encode()).digest()[:8] + bytes([len(sizes)])
+        body += b"".join(bytes([size] if version == 1 else size) for size in sizes)
+    return body + payload
+
+
+def stranger_seeds() -> None:
+    floats = struct.pack("<11f", *range(1, 12))
+    put("stranger", "v1", stranger([(1, 0, 1, 2.0, "fc1", 3, 8)], floats, 1))
+    put("stranger", "v2", stranger([(1, 0, 1, 2.0, "fc1", (1, 3), (1, 8))], floats, 2))
+    lora = (1, 0x20, 1, 2.0, "fc1", (0, 3), (0, 8))
+    put("stranger", "f32", stranger([lora], floats))
+    put("stranger", "f16", stranger([(1, 0x21, *lora[2:])], np.arange(1, 12).astype("<f2").tobytes()))
+    scale = np.float16(0.5).tobytes()
+    put("stranger", "int8", stranger([(1, 0x22, *lora[2:])], scale + bytes(range(3)) + scale + bytes(range(8))))
+    int4 = stranger([(1, 0x23, *lora[2:])], scale + bytes([0x18, 0x07]) + scale + bytes(range(0, 128, 32)))
+    put("stranger", "int4", int4)
+    put("stranger", "bias", stranger([(2, 0, 0, None, "fc1.bias", (1, 8))], floats[:32]))
+    put("stranger", "dense", stranger([(4, 0, 0, None, "fc1", (8, 3))], struct.pack("<24f", *range(24))))
+    both = [lora, (4, 0, 0, None, "head", (2, 8))]
+    put("stranger", "two", stranger(both, floats + struct.pack("<16f", *range(16))))
+
+
+def sealed_seeds() -> None:
+    put("sealed_file", "same", bytes(8))
+    put("sealed_file", "nonce", bytes(13) + b"\x01")
+    put("sealed_file", "cut", bytes(40) + b"\x10")
+    put("sealed_file", "magic", b"INLX\x01" + bytes(60))
+
+
 if __name__ == "__main__":
     onnx_seeds()
     other_seeds()
+    stranger_seeds()
+    sealed_seeds()

@@ -86,3 +86,13 @@ fn peft() {
 fn base() {
     replay("base", check::base, 1);
 }
+
+#[test]
+fn records_of_strangers() {
+    replay("stranger", check::stranger, 8);
+}
+
+#[test]
+fn sealed_files() {
+    replay("sealed_file", check::sealed_file, 3);
+}

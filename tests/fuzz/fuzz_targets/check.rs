@@ -13,7 +13,9 @@ use inlay_converter::proto::{
 };
 use inlay_converter::{canonicalize, encode, kv_cache, points, read};
 use inlay_format::metadata;
-use inlay_runtime::{Adapter, Base, Verify, npz as archive};
+use inlay_format::record::{self, BaseId};
+use inlay_runtime::store::{AdapterStore, StoreKey};
+use inlay_runtime::{Adapter, Base, Dtype, Verify, npz as archive};
 use prost::Message;
 use tempfile::TempDir;
 
@@ -164,16 +166,18 @@ pub fn npz(bytes: &[u8]) {
 
 const BASE: &[u8] = include_bytes!("../../../runtime/tests/data/tiny/model.onnx");
 
+thread_local! {
+    /// A small base, for adapters of strangers.
+    static OPENED: Base = {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.onnx"), BASE).unwrap();
+        Base::open(folder.path(), Verify::Graph).unwrap()
+    };
+}
+
 /// PEFT folders, as two bytes with the length of the settings, these, and the tensors: an adapter that is read has finite
 /// values.
 pub fn peft(bytes: &[u8]) {
-    thread_local! {
-        static OPENED: Base = {
-            let folder = tempfile::tempdir().unwrap();
-            fs::write(folder.path().join("model.onnx"), BASE).unwrap();
-            Base::open(folder.path(), Verify::Graph).unwrap()
-        };
-    }
     let Some((len, rest)) = bytes.split_first_chunk::<2>() else { return };
     let (config, tensors) = rest.split_at(rest.len().min(usize::from(u16::from_le_bytes(*len))));
     in_folder(|folder| {
@@ -184,6 +188,46 @@ pub fn peft(bytes: &[u8]) {
             assert!(adapter.tensors().all(|(_, values)| values.iter().all(|value| value.is_finite())));
             assert!(adapter.parameter_count() > 0);
         });
+    });
+}
+
+/// Records of this base, as a byte that chooses the version and what follows the base's identity: an adapter that is read has
+/// finite values, and is the same after it was written.
+pub fn stranger(bytes: &[u8]) {
+    let Some((version, rest)) = bytes.split_first() else { return };
+    OPENED.with(|base| {
+        let version = 1 + version % record::VERSION;
+        let mut bytes = [&record::MAGIC[..], &[version], &BaseId::from(base.fingerprint()).0, rest].concat();
+        // No mutation finds a checksum.
+        let checksum = *blake3::hash(&bytes).as_bytes();
+        bytes.extend_from_slice(&checksum[..record::CHECKSUM_BYTES]);
+        let Ok(adapter) = Adapter::from_record(base, &bytes) else { return };
+        assert!(adapter.tensors().all(|(_, values)| values.iter().all(|value| value.is_finite())));
+        assert!(adapter.parameter_count() > 0);
+        let Ok(again) = adapter.to_record(Dtype::F32) else { return };
+        assert_eq!(Adapter::from_record(base, &again).expect("it was just written"), adapter);
+    });
+}
+
+const SEALED: &[u8] = include_bytes!("../../../runtime/format/tests/golden/v1.sealed");
+
+/// Encrypted files of a store, as they are and as changes to a whole one: nothing but the whole one is read.
+pub fn sealed_file(bytes: &[u8]) {
+    in_folder(|folder| {
+        let store = AdapterStore::open(folder.join("store")).unwrap();
+        let key: [u8; StoreKey::BYTES] = std::array::from_fn(|i| i as u8);
+        let keyed = store.clone().with_key(StoreKey::new(key));
+        let mut changed = SEALED.to_vec();
+        changed.resize(SEALED.len().max(bytes.len()), 0);
+        changed.iter_mut().zip(bytes).for_each(|(b, change)| *b ^= change);
+        let cut = changed.len() - usize::from(bytes.last().copied().unwrap_or_default()).min(changed.len());
+        for file in [bytes, &changed, &changed[..cut]] {
+            fs::write(store.path_of("anna").unwrap(), file).unwrap();
+            assert_eq!(keyed.load("anna").is_ok(), file == SEALED);
+            assert!(!file.starts_with(b"INLX") || store.load("anna").is_err(), "read without the key");
+            fs::write(store.dir().join("anna.state"), file).unwrap();
+            assert!(keyed.load_state("anna").is_err(), "a record in the place of a state");
+        }
     });
 }
 
