@@ -1,6 +1,6 @@
 use inlay_format::record::Dtype;
 
-use super::{Adapter, AdapterError, AdapterKind, AdapterOptions, Lora, LoraXs};
+use super::{Adapter, AdapterError, AdapterKind, AdapterOptions, Ia3, Lora, LoraXs, Targets};
 use crate::base::Base;
 
 /// An adapter that fits a number of bytes.
@@ -16,28 +16,33 @@ pub struct Budget {
     pub what: String,
 }
 
-/// Where LoRA of some rank sits, or LoRA-XS.
+/// Where LoRA of some rank sits, or another kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
     /// LoRA at every point.
     Everywhere(u16),
     /// LoRA at attention's queries and values.
     QueryValue(u16),
+    /// (IA)3, where the base has places for it in attention.
+    Ia3,
     /// LoRA-XS, where the base has a basis.
     Basis,
     /// LoRA at the last point.
     Last(u16),
 }
 
-/// What is tried, best first; each at int8, then at int4.
+/// What is tried, best first; each at int8, then at int4, but for small cores of LoRA-XS.
 ///
-/// The source is `docs/benchmarks/quality.md`: ranks above 4 everywhere gain nothing more; the last layer at rank 8 or 4
-/// gains at least what every layer at rank 1 does, at about its bytes; LoRA-XS gains as much as LoRA of a larger record;
-/// int8 and int4 cost next to nothing. That queries and values go before the basis is a rule, not a measurement.
+/// The source is `docs/benchmarks/quality.md`: ranks above 4 everywhere gain nothing more; in a transformer (IA)3 gains what
+/// LoRA of a larger record does and forgets least; the last layer at rank 8 or 4 gains at least what every layer at rank 1
+/// does, at about its bytes; LoRA-XS gains as much as LoRA of a larger record; int8 and int4 cost next to nothing. That
+/// queries and values go before the basis is a rule, not a measurement. Biases and heads are not among them, for what they
+/// gain depends on the person's data, which nobody has seen here: `docs/adapters.md` says how much.
 const ORDER: &[Choice] = &[
     Choice::Everywhere(4),
     Choice::Everywhere(2),
     Choice::QueryValue(4),
+    Choice::Ia3,
     Choice::QueryValue(2),
     Choice::Basis,
     Choice::Last(8),
@@ -58,10 +63,11 @@ impl Budget {
     /// When nothing fits: [`AdapterError::Budget`] names the smallest.
     pub fn choose(base: &Base, bytes: usize, seed: u64) -> Result<Self, AdapterError> {
         let mut smallest = usize::MAX;
-        for (what, options) in ORDER.iter().flat_map(|choice| choice.options(base)) {
+        let all = ORDER.iter().flat_map(|choice| choice.options(base).into_iter().map(move |found| (choice, found)));
+        for (choice, (what, options)) in all {
             // Some bases have no such points, and some points no such rank.
             let Ok(adapter) = Adapter::new(base, &options.seed(seed)) else { continue };
-            for dtype in [Dtype::Int8, Dtype::Int4] {
+            for &dtype in choice.dtypes(base) {
                 let needed = adapter.record_bytes(dtype)?;
                 smallest = smallest.min(needed);
                 if needed <= bytes {
@@ -73,7 +79,18 @@ impl Budget {
     }
 }
 
+/// LoRA-XS of a smaller rank loses at int4: what few numbers say, coarse ones do not.
+const INT4_BASIS_RANK: u16 = 16;
+
 impl Choice {
+    /// How its record may store values, best first.
+    fn dtypes(self, base: &Base) -> &'static [Dtype] {
+        match self {
+            Choice::Basis if LoraXs.default_size(base) < INT4_BASIS_RANK => &[Dtype::Int8],
+            _ => &[Dtype::Int8, Dtype::Int4],
+        }
+    }
+
     /// What it is on `base`, in words, and how it is made; more than one where names differ, none where there is no such place.
     fn options(self, base: &Base) -> Vec<(String, AdapterOptions)> {
         match self {
@@ -83,6 +100,14 @@ impl Choice {
             Choice::QueryValue(rank) => {
                 let at = |glob| (format!("LoRA of rank {rank} at {glob}"), AdapterOptions::lora(rank).targets([glob]));
                 QUERY_VALUE.into_iter().map(at).collect()
+            }
+            Choice::Ia3 => {
+                let sites = Ia3.sites(base);
+                let paths = || sites.iter().map(|site| site.path.as_str());
+                let in_attention = |glob| Targets::new([glob]).is_ok_and(|targets| targets.select(paths()).is_ok());
+                let offered = QUERY_VALUE.into_iter().any(in_attention);
+                let all = || ("(IA)3 at every point".to_owned(), AdapterOptions::kind(Ia3.name(), 0));
+                offered.then(all).into_iter().collect()
             }
             Choice::Basis => {
                 let rank = LoraXs.default_size(base);
