@@ -380,7 +380,11 @@ impl<'s> Trainer<'s> {
         values
     }
 
-    /// How base and adapter do on what was held back.
+    /// The positions of the samples that were held back, in ascending order; none if none were.
+    pub fn held_back(&self) -> &[usize] {
+        &self.held_back
+    }
+
     /// How base and adapter, as it now is, do on the samples held back; `None` if none were.
     ///
     /// # Errors

@@ -204,6 +204,9 @@ pub struct Train {
     /// Start from the stored adapter although it was trained on another base, and say what the change costs
     #[arg(long, requires = "hold_back", conflicts_with_all = ["NewAdapter", "prototypes"])]
     pub allow_base_change: bool,
+    /// The folder of the base that the stored adapter was trained on, to compare with
+    #[arg(long, value_name = "DIR", requires = "allow_base_change")]
+    pub old_base: Option<PathBuf>,
     /// Where the adapter goes; the store is created if it is not there
     #[command(flatten)]
     pub stored: StoredArgs,

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
@@ -5,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use inlay_format::record::{Record, RecordChecksum};
 use inlay_runtime::store::{AdapterId, AdapterStore, SealError, StoreError};
-use inlay_runtime::train::{StepReport, Verdict, losses, optimizers, prototypes};
-use inlay_runtime::{Adapter, Dataset, Dtype, TrainOptions, Trainer};
+use inlay_runtime::train::{Evaluation, StepReport, Verdict, losses, optimizers, prototypes};
+use inlay_runtime::{Adapter, Base, Dataset, Dtype, TrainOptions, Trainer};
 use serde::Serialize;
 
 use crate::args::Train;
@@ -29,7 +30,7 @@ struct Summary<'a> {
     ms_per_step: f64,
     device: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    carried_over: Option<HeldBack>,
+    carried_over: Option<CarriedOver>,
     #[serde(skip_serializing_if = "Option::is_none")]
     held_back: Option<HeldBack>,
 }
@@ -39,6 +40,15 @@ struct HeldBack {
     samples: usize,
     base: Figures,
     adapter: Figures,
+}
+
+/// What a change of the base does to an adapter, before it is trained further.
+#[derive(Serialize)]
+struct CarriedOver {
+    #[serde(flatten)]
+    on_new_base: HeldBack,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_old_base: Option<Figures>,
 }
 
 /// `personalize train`.
@@ -51,10 +61,10 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let id = run::id(&args.stored);
     let path = store.path_of(&id)?;
     let before = Before::find(&store, &id)?;
-    let (mut adapter, chosen) = if args.allow_base_change {
-        (Adapter::rebind(session.base(), &store.load(&id)?)?, None)
-    } else {
-        new::adapter(session.base(), &args.adapter, args.seed)?
+    let old = if args.allow_base_change { Some(of_another_base(session.base(), store.load(&id)?)?) } else { None };
+    let (mut adapter, chosen) = match &old {
+        Some(record) => (Adapter::rebind(session.base(), record)?, None),
+        None => new::adapter(session.base(), &args.adapter, args.seed)?,
     };
     if args.prototypes {
         adapter = prototypes(&mut session, &adapter, &data, args.batch_size as usize)?;
@@ -62,7 +72,11 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     let dtype = chosen.unwrap_or_else(|| Dtype::from(args.dtype));
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
     let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
-    let carried_over = if args.allow_base_change { trainer.judge()? } else { None };
+    let carried_over = if old.is_some() { trainer.judge()? } else { None };
+    let on_old_base = match (&old, &args.old_base) {
+        (Some(record), Some(base)) => Some(on_old_base(args, base, record, trainer.held_back())?),
+        _ => None,
+    };
     let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref()];
     let mut log = args.log.as_deref().map(|log| Log::create(log, &inputs)).transpose()?;
 
@@ -102,7 +116,10 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         loss: trained.loss,
         ms_per_step: trained.ms_per_step,
         device,
-        carried_over: carried_over.map(HeldBack::from),
+        carried_over: carried_over.map(|verdict| CarriedOver {
+            on_new_base: HeldBack::from(verdict),
+            on_old_base: on_old_base.map(Figures::from),
+        }),
         held_back: trained.verdict.map(HeldBack::from),
     };
     let mut text = format!(
@@ -118,11 +135,53 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     );
     if let Some(verdict) = carried_over {
         text.push_str(&format!("\ncarried over to this base, before training: {verdict}"));
+        if let Some(old) = on_old_base {
+            text.push_str(&format!("\nthe change of the base costs it {}", Cost { old, new: verdict.adapter }));
+        }
     }
     if let Some(verdict) = trained.verdict {
         text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
     }
     output::result(args.json.json, &summary, &text)
+}
+
+/// The record, unless it belongs to `base`: then there is no change of the base.
+fn of_another_base(base: &Base, record: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    if Record::decode(&record)?.expect_base(&base.fingerprint()).is_ok() {
+        return Err(
+            "the stored adapter was trained on this very base; to train it further, export it from the store and \
+                    name the file with --init-adapter instead of --allow-base-change"
+                .into(),
+        );
+    }
+    Ok(record)
+}
+
+/// How the stored adapter does on the base that it was trained on, over the samples that are held back here.
+fn on_old_base(args: &Train, base: &Path, record: &[u8], held_back: &[usize]) -> Result<Evaluation, Failure> {
+    let mut session = run::session(base, &args.device)?;
+    let adapter = Adapter::from_record(session.base(), record)?;
+    let data = Dataset::read(session.base(), &args.data)?.select(held_back);
+    session.set_adapter(Some(adapter))?;
+    let loss = args.loss.as_deref().and_then(losses::find);
+    Ok(session.evaluate(&data, loss, args.output.as_deref(), args.batch_size as usize, |_| ())?)
+}
+
+/// What an adapter loses from one base to the next.
+struct Cost {
+    old: Evaluation,
+    new: Evaluation,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cost { old, new } = self;
+        write!(f, "{:+.4} of loss, from {:.4} on the old base", new.loss - old.loss, old.loss)?;
+        if let (Some(old), Some(new)) = (old.accuracy, new.accuracy) {
+            write!(f, "; {:+.1} points of accuracy, from {:.1} %", 100.0 * (new - old), 100.0 * old)?;
+        }
+        Ok(())
+    }
 }
 
 /// What the store held when the run began, so that another process's save meanwhile is not lost.
