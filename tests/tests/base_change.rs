@@ -98,6 +98,6 @@ fn biases_are_carried_over_to_a_new_base_when_asked() {
 }
 
 #[test]
-fn a_head_is_carried_over_to_a_new_base_when_asked() {
-    carry_over(&["--kind", "head", "--classes", "5"]);
+fn whole_weights_are_carried_over_to_a_new_base_when_asked() {
+    carry_over(&["--kind", "dense"]);
 }

@@ -15,7 +15,7 @@ pub enum Dtype {
     F16,
     /// 8 bits, -127 to 127, times the f16 scale of its group.
     Int8,
-    /// 4 bits, -8 to 7, times the f16 scale of its group, which may be negative.
+    /// 4 bits, one of 16 levels, even or denser around zero, times the f16 scale of its group.
     Int4,
 }
 
@@ -24,6 +24,10 @@ const SCALE_BYTES: usize = 2;
 /// Factors on the scale that just holds the largest value, which [`scale_of`] tries: a smaller scale clips what is largest
 /// and is finer for the rest.
 const SCALE_FACTORS: [f32; 13] = [1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76, 0.72, 0.68, 0.64, 0.6];
+
+/// The levels of int4 where a scale is negative, from element -8 on: quantiles of a normal distribution (NF4 of Dettmers et
+/// al., 2023, the other way round), since trained values lie densest around zero.
+const DENSE_LEVELS: [i8; 16] = [-127, -92, -71, -56, -43, -31, -20, -10, 0, 12, 23, 36, 50, 67, 88, 127];
 
 impl Dtype {
     /// Every dtype.
@@ -98,15 +102,14 @@ pub(super) fn pack(dtype: Dtype, values: &[f32], groups: usize, out: &mut [u8]) 
             out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(b, x)| *b = f16::from_f32(*x).to_le_bytes());
         }
         Dtype::Int8 | Dtype::Int4 => {
-            let range = dtype.range().expect("it is quantized");
             let (scales, elements) = out.split_at_mut(groups * SCALE_BYTES);
             elements.fill(0);
             let len = values.len() / groups;
             for (group, values) in values.chunks_exact(len).enumerate() {
-                let scale = scale_of(values, &range);
+                let scale = scale_of(values, dtype);
                 scales[group * SCALE_BYTES..][..SCALE_BYTES].copy_from_slice(&scale.to_le_bytes());
                 for (at, value) in (group * len..).zip(values) {
-                    let element = quantized(*value, scale.to_f32(), &range) as u8;
+                    let element = quantized(*value, scale.to_f32(), dtype) as u8;
                     match dtype {
                         Dtype::Int8 => elements[at] = element,
                         _ => elements[at / 2] |= (element & 0xF) << (at % 2 * 4),
@@ -126,7 +129,8 @@ pub(super) fn value_at(dtype: Dtype, bytes: &[u8], size: Size, index: usize) -> 
         // Up, and back with the sign.
         Dtype::Int4 => ((elements(bytes, size)[index / 2] << (4 - index % 2 * 4)) as i8) >> 4,
     };
-    f32::from(element) * f16_at(bytes, index / size.len as usize).to_f32()
+    let scale = f16_at(bytes, index / size.len as usize).to_f32();
+    level(element, scale) * scale
 }
 
 /// What breaks a rule of the format in a tensor in `bytes`, if anything does.
@@ -135,15 +139,15 @@ pub(super) fn fault(version: u8, dtype: Dtype, bytes: &[u8], size: Size) -> Opti
         let finite = (0..size.elements() as usize).all(|i| value_at(dtype, bytes, size, i).is_finite());
         return (!finite).then_some("a value is not finite");
     }
-    // Version 2 has -7 to 7 at int4.
-    let is_lopsided = dtype == Dtype::Int4 && version >= 3;
-    let is_scale = |scale: f16| scale.is_finite() && (is_lopsided || scale.is_sign_positive());
+    // Version 2 has -7 to 7 at int4, and even levels only.
+    let has_sixteen = dtype == Dtype::Int4 && version >= 3;
+    let is_scale = |scale: f16| scale.is_finite() && (has_sixteen || scale.is_sign_positive());
     if !(0..size.groups as usize).all(|group| is_scale(f16_at(bytes, group))) {
         return Some("a scale is not finite, or negative");
     }
     let elements = elements(bytes, size);
     let out_of_range = match dtype {
-        Dtype::Int4 => !is_lopsided && elements.iter().any(|pair| pair & 0xF == 8 || pair >> 4 == 8),
+        Dtype::Int4 => !has_sixteen && elements.iter().any(|pair| pair & 0xF == 8 || pair >> 4 == 8),
         _ => elements.contains(&0x80),
     };
     if out_of_range {
@@ -162,19 +166,20 @@ fn f16_at(bytes: &[u8], index: usize) -> f16 {
 }
 
 /// The scale of a group: of those tried, the one with the least sum of squared errors.
-fn scale_of(values: &[f32], range: &RangeInclusive<i8>) -> f16 {
+fn scale_of(values: &[f32], dtype: Dtype) -> f16 {
     let largest = values.iter().fold(0f32, |largest, x| if x.abs() > largest.abs() { *x } else { largest });
     if largest == 0.0 {
         return f16::ZERO;
     }
-    let (least, most) = (f32::from(*range.start()), f32::from(*range.end()));
-    let ends = if largest > 0.0 { [most, least] } else { [least, most] };
-    let wholes = ends.map(|end| away_from_zero(largest / end));
-    // A negative scale turns the range round: of use where one side has a level more.
-    let wholes = if least == -most { &wholes[..1] } else { &wholes[..] };
-    let mut best = (f32::INFINITY, wholes[0]);
+    let range = dtype.range().expect("it is quantized");
+    let end = if largest > 0.0 { range.end() } else { range.start() };
+    let even = away_from_zero(largest / f32::from(*end));
+    let dense = away_from_zero(-largest.abs() / f32::from(DENSE_LEVELS[0].unsigned_abs()));
+    let wholes = [even, dense];
+    let wholes = if dtype == Dtype::Int4 { &wholes[..] } else { &wholes[..1] };
+    let mut best = (f32::INFINITY, even);
     let mut consider = |scale: f16| {
-        let (error, better) = squared_error(values, scale, range);
+        let (error, better) = squared_error(values, scale, dtype);
         if error < best.0 {
             best = (error, scale);
         }
@@ -189,24 +194,39 @@ fn scale_of(values: &[f32], range: &RangeInclusive<i8>) -> f16 {
 }
 
 /// The squared error of `values` with that scale, and the scale that would fit the same elements best.
-fn squared_error(values: &[f32], scale: f16, range: &RangeInclusive<i8>) -> (f32, f32) {
+fn squared_error(values: &[f32], scale: f16, dtype: Dtype) -> (f32, f32) {
     let scale = scale.to_f32();
     let (mut error, mut dot, mut square) = (0f32, 0f32, 0f32);
     for x in values {
-        let element = f32::from(quantized(*x, scale, range));
-        let off = element * scale - x;
+        let level = level(quantized(*x, scale, dtype), scale);
+        let off = level * scale - x;
         error += off * off;
-        dot += element * x;
-        square += element * element;
+        dot += level * x;
+        square += level * level;
     }
     (error, if square > 0.0 { dot / square } else { scale })
 }
 
-/// The element nearest to `value`.
-fn quantized(value: f32, scale: f32, range: &RangeInclusive<i8>) -> i8 {
+/// What an element stands for, in units of its scale.
+fn level(element: i8, scale: f32) -> f32 {
+    if scale.is_sign_positive() {
+        return f32::from(element);
+    }
+    // Elements of 4 bits lie between -8 and 7. The minus is that of the scale.
+    -f32::from(DENSE_LEVELS[usize::from((element + 8).unsigned_abs())])
+}
+
+/// The element whose level is nearest to `value`.
+fn quantized(value: f32, scale: f32, dtype: Dtype) -> i8 {
     if scale == 0.0 {
         return 0;
     }
+    if scale < 0.0 {
+        let x = value / -scale;
+        let is_above = |pair: &&[i8]| x > 0.5 * (f32::from(pair[0]) + f32::from(pair[1]));
+        return DENSE_LEVELS.windows(2).filter(is_above).count() as i8 - 8;
+    }
+    let range = dtype.range().expect("it is quantized");
     // Within i8 by the clamp.
     libm::rintf(value / scale).clamp(f32::from(*range.start()), f32::from(*range.end())) as i8
 }

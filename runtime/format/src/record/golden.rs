@@ -37,6 +37,9 @@ const V3: [(Dtype, Dtype, &[u8]); 4] = [
 ];
 const STATE_V1: &[u8] = include_bytes!("../../tests/golden/v1.state");
 
+/// Of int4 where a scale is negative.
+const DENSE_LEVELS: [i32; 16] = [-127, -92, -71, -56, -43, -31, -20, -10, 0, 12, 23, 36, 50, 67, 88, 127];
+
 fn base() -> BaseId {
     BaseId(core::array::from_fn(|i| i as u8))
 }
@@ -56,7 +59,10 @@ fn values(dtype: Dtype, (scales, len): (&[f32], usize), version: u8) -> StdVec<f
     };
     let largest = if -least <= most { most } else { least };
     let element = |i: i32| if i == 0 { largest } else { i * 5 % (most - least + 1) + least };
-    scales.iter().flat_map(|scale| (0..len as i32).map(move |i| element(i) as f32 * scale)).collect()
+    let value = |element: i32, scale: f32| {
+        if scale > 0.0 { element as f32 * scale } else { DENSE_LEVELS[(element + 8) as usize] as f32 * -scale }
+    };
+    scales.iter().flat_map(|scale| (0..len as i32).map(move |i| value(element(i), *scale))).collect()
 }
 
 fn check(part: &Part<'_>, header: PartHeader, points: &[(&str, Tensors)], version: u8) {

@@ -15,6 +15,8 @@ from Crypto.Cipher import ChaCha20_Poly1305
 HERE = Path(__file__).parent
 BASE = bytes(range(16))
 DTYPES = ["f32", "f16", "int8", "int4"]
+# What elements of int4 stand for where the scale is negative, from -8 on.
+DENSE = [-127, -92, -71, -56, -43, -31, -20, -10, 0, 12, 23, 36, 50, 67, 88, 127]
 
 
 def varint(n):
@@ -38,7 +40,8 @@ def element(i, least, most):
 def values(dtype, scales, length, version):
     """A group for each scale."""
     least, most = (-127, 127) if dtype != "int4" else (-7, 7) if version < 3 else (-8, 7)
-    return [[element(i, least, most) * scale for i in range(length)] for scale in scales]
+    of = lambda element, scale: element * scale if scale > 0 else DENSE[element + 8] * -scale
+    return [[of(element(i, least, most), scale) for i in range(length)] for scale in scales]
 
 
 def payload(dtype, scales, length, version):
@@ -46,7 +49,8 @@ def payload(dtype, scales, length, version):
     if dtype in ("f32", "f16"):
         return b"".join(struct.pack("<f" if dtype == "f32" else "<e", x) for group in groups for x in group)
     packed = b"".join(struct.pack("<e", scale) for scale in scales)
-    elements = [round(x / scale) for scale, group in zip(scales, groups) for x in group]
+    of = lambda x, scale: round(x / scale) if scale > 0 else DENSE.index(round(x / -scale)) - 8
+    elements = [of(x, scale) for scale, group in zip(scales, groups) for x in group]
     if dtype == "int8":
         return packed + struct.pack(f"<{len(elements)}b", *elements)
     elements.append(0)
