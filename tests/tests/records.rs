@@ -30,7 +30,7 @@ fn adapters(folder: &Path) -> Vec<(String, Base, Adapter)> {
         found.push((name, everywhere.base.clone(), adapter));
     }
     let (cnn, _) = fixture("cnn_dyn23", "int8", &folder.join("cnn"));
-    let convolution = AdapterOptions::lora(2).targets(["conv1"]);
+    let convolution = AdapterOptions::lora(2).targets(["block1.conv1"]);
     let convolution = filled(Adapter::new(&cnn, &convolution).expect("a convolution has a point"));
     found.push(("lora at a convolution".into(), cnn, convolution));
     found
