@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use inlay_format::points::{Point, PointOp};
-use inlay_format::quant::Layout;
-use inlay_runtime::merge::{MergeOptions, Merged, MergedBias, MergedPoint, Requantization};
-use inlay_runtime::{Adapter, Base};
+use inlay_format::quant::{F32, Layout, Scheme};
+use inlay_runtime::adapters::AdapterPoint;
+use inlay_runtime::merge::{MergeError, MergeOptions, Merged, MergedPoint, MergedVector, Requantization};
+use inlay_runtime::{Adapter, AdapterError, Base};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -17,21 +18,25 @@ use crate::read::read;
 use crate::tensor::Tensor;
 use crate::write::{MODEL_FILE, write_model, write_weights};
 
+mod head;
+
 /// What was merged.
 #[derive(Clone, Debug, Serialize)]
 pub struct MergeReport {
-    /// Every changed weight.
+    /// Every changed weight, bias and gain, and the tensor of a head.
     pub points: Vec<MergedWeight>,
+    /// The outputs that the model has beside those of the base.
+    pub added_outputs: Vec<String>,
     /// Bytes of the `.onnx` file.
     pub model_bytes: u64,
     /// Bytes of the `.data` file.
     pub data_bytes: u64,
 }
 
-/// A changed weight.
+/// A changed weight, bias or gain, or a head.
 #[derive(Clone, Debug, Serialize)]
 pub struct MergedWeight {
-    /// The insertion point that it belonged to.
+    /// The insertion point that it belonged to, its initializer, or the tensor that a head reads.
     pub path: String,
     /// How it is stored.
     pub stored: &'static str,
@@ -53,6 +58,13 @@ impl From<&MergedPoint> for MergedWeight {
     }
 }
 
+impl MergedWeight {
+    /// Floats, which lose nothing.
+    fn exact(path: &str) -> Self {
+        MergedWeight { path: path.to_owned(), stored: F32.name(), error: None, error_of_change: None }
+    }
+}
+
 impl MergeReport {
     /// The report for people.
     pub fn text(&self) -> String {
@@ -67,11 +79,15 @@ impl MergeReport {
                 None => format!("{path}: {stored}, exact to rounding\n"),
             };
         }
+        for output in &self.added_outputs {
+            text += &format!("output {output:?} added: the logits of the head\n");
+        }
         text
     }
 }
 
-/// Merges `adapter` into the exported folder `folder`, opened as `base`, and writes the result to the folder `out`.
+/// Merges `adapter` into the exported folder `folder`, opened as `base`, and writes the result to the folder `out`: what the
+/// session computes with the adapter, a head's output beside the base's own.
 ///
 /// # Errors
 /// If the adapter is of another base or of a kind that cannot be merged, or `out` holds what may not be replaced.
@@ -81,7 +97,12 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     if out.canonicalize().is_ok_and(|out| folder.canonicalize().is_ok_and(|folder| folder.starts_with(out))) {
         return Err(Error::Place { path: out, detail: "is the base, which other adapters need; choose another --out" });
     }
-    let merged = Merged::new(base, adapter, options)?;
+    let (rest, head) = adapter.split_head();
+    if adapter.changes_nothing() {
+        return Err(MergeError::from(AdapterError::ChangesNothing).into());
+    }
+    let merged = rest.as_ref().map(|rest| Merged::new(base, rest, options)).transpose()?;
+    let (points, vectors) = merged.as_ref().map_or((&[][..], &[][..]), |merged| (merged.points(), merged.vectors()));
     let file = if folder.is_dir() { folder.join(MODEL_FILE) } else { folder.to_owned() };
     let mut graph = read(&file)?.graph;
     for point in base.points() {
@@ -93,16 +114,16 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
             ),
         })?;
     }
-    for point in merged.points() {
+    for point in points {
         let place = base.points().iter().find(|place| place.path == point.path);
         replace_weight(&mut graph, place.expect("merged points are the base's"), point)?;
-        for MergedBias { node, input, values } in &point.biases {
-            let name = graph.fresh_name(&format!("{}.merged_bias", point.path));
-            let values = Tensor::from_f32(values.shape(), values.floats().expect("biases are floats"));
-            graph.constants.insert(name.clone(), values);
-            let node = graph.nodes.iter_mut().find(|known| known.name == *node);
-            node.expect("the base's nodes are those of its file").inputs[*input] = name;
-        }
+    }
+    let of_weights = points.iter().flat_map(|point| &point.biases);
+    for vector in of_weights.chain(vectors) {
+        replace_vector(&mut graph, vector);
+    }
+    if let Some(head) = head {
+        head::add(base, &mut graph, head)?;
     }
     graph.sweep();
     graph.sort()?;
@@ -111,12 +132,26 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     let model_bytes = write_model(&written, &[], "{}", temporary.folder.path())?;
     Base::open(temporary.folder.path(), inlay_runtime::Verify::Full)?;
     publish(temporary, &out)?;
-    let points = merged.points().iter().map(Into::into).collect();
-    Ok(MergeReport { points, model_bytes, data_bytes: written.data_bytes })
+    let exact = vectors.iter().map(|vector| vector.path.as_str()).chain(head.map(AdapterPoint::path));
+    Ok(MergeReport {
+        points: points.iter().map(Into::into).chain(exact.map(MergedWeight::exact)).collect(),
+        added_outputs: adapter.outputs().map(str::to_owned).collect(),
+        model_bytes,
+        data_bytes: written.data_bytes,
+    })
 }
 
 /// ONNX's number of the type f32.
 const FLOAT: i64 = 1;
+
+/// Lets a node read a changed bias or gain.
+fn replace_vector(graph: &mut Graph, MergedVector { path, node, input, values }: &MergedVector) {
+    let name = graph.fresh_name(&format!("{path}.merged_vector"));
+    let values = Tensor::from_f32(values.shape(), values.floats().expect("they are floats"));
+    graph.constants.insert(name.clone(), values);
+    let node = graph.nodes.iter_mut().find(|known| known.name == *node);
+    node.expect("the base's nodes are those of its file").inputs[*input] = name;
+}
 
 /// Lets the node of a point use the merged weight.
 fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint) -> Result<()> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use inlay_devices::weight::{Mapping, Window};
+use inlay_format::kinds::IN_FILE;
 use inlay_format::metadata::{self, Checksum, Fingerprint};
 use inlay_format::points::{self, Point};
 use memmap2::{Mmap, MmapOptions};
@@ -178,6 +179,15 @@ struct Opened {
     report: Option<String>,
 }
 
+#[cfg(test)]
+impl Base {
+    /// This base with another graph.
+    pub(crate) fn with_graph(&self, graph: Graph) -> Self {
+        let (points, fingerprint) = (self.0.points.clone(), self.0.fingerprint);
+        Base(Arc::new(Opened { graph, points, fingerprint, report: None }))
+    }
+}
+
 impl Base {
     /// Opens an exported folder, or the `.onnx` file in it.
     ///
@@ -285,6 +295,17 @@ impl Base {
     /// Where an adapter may be inserted.
     pub fn points(&self) -> &[Point<String>] {
         &self.0.points
+    }
+
+    /// Whether a value is of the insertion points, and not of the model that was exported.
+    pub(crate) fn is_inserted(&self, value: &str) -> bool {
+        let is_of_kind = |suffix: &str| {
+            let kinds = IN_FILE.iter().map(|(kind, _)| suffix.strip_prefix(kind));
+            suffix.starts_with("base") || kinds.flatten().any(|rest| rest.starts_with('_'))
+        };
+        value
+            .match_indices('.')
+            .any(|(at, _)| is_of_kind(&value[at + 1..]) && self.points().iter().any(|point| point.path == value[..at]))
     }
 
     /// The identity of this base, which adapters are bound to.

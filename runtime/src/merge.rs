@@ -1,6 +1,6 @@
-//! Adapters merged into weights: the same outputs at the cost of the base alone.
+//! Adapters merged into weights, biases and gains: the same outputs at the cost of the base alone.
 //!
-//! Merged weights lie in memory of their own; the mapped base stays as it is, so that unmerging gives it back bit for bit.
+//! What is merged lies in memory of their own; the mapped base stays as it is, so that unmerging gives it back bit for bit.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,16 +10,17 @@ use inlay_devices::weight::{Mapping, Packed, Weight, WeightError, Window};
 use inlay_format::quant::{self, EncodeError, F32, Form, Layout, PartsMut, Scheme, Sizes, ZeroPoints};
 use inlay_format::record::{BaseId, RecordError};
 
-use crate::adapters::{Adapter, AdapterError, Site};
+use crate::adapters::{Adapter, AdapterError, HEAD, Site};
 use crate::base::Base;
+use crate::graph::HostTensor;
 use crate::plan::node_weight;
 
-mod bias;
+mod vectors;
 
-pub use bias::MergedBias;
+pub use vectors::MergedVector;
 
-/// What merging does to the weight W [K, N] of a point: K are its inputs (of a convolution, C_in times the kernel), N its
-/// outputs. Differences come before factors.
+/// What merging does at a site: to the weight W [K, N] of a point, where K are its inputs (of a convolution, C_in times the
+/// kernel) and N its outputs, or to a vector. Differences come before factors.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Merge {
     /// `W += delta`, delta [K, N], row-major.
@@ -28,6 +29,8 @@ pub enum Merge {
     ScaleOutputs(Vec<f32>),
     /// Every input times its factor `[K]`; only in weights without scales, which inputs share.
     ScaleInputs(Vec<f32>),
+    /// `v += delta`, for the bias or gain v that the site is, delta in its shape.
+    AddToVector(Vec<f32>),
 }
 
 /// How merged weights are stored.
@@ -61,6 +64,19 @@ pub enum MergeError {
     Kind {
         /// The kind.
         kind: &'static str,
+    },
+    /// Heads compute an output of their own, beside those that the base's weights compute.
+    #[error(
+        "a head adds an output, which no weight computes; use it as an adapter, or write it into a model with `converter merge`"
+    )]
+    Head,
+    /// A bias or gain that is not where the base has it.
+    #[error("\"{path}\": node \"{node}\" has no such vector that can be changed; re-export the base")]
+    NoVector {
+        /// The vector.
+        path: String,
+        /// The node that reads it.
+        node: String,
     },
     /// The adapter is of another base, or changes nothing.
     #[error(transparent)]
@@ -137,14 +153,18 @@ pub struct MergedPoint {
     /// What storing it cost; `None` where it is f32, or only its scales changed: exact to rounding.
     pub requantization: Option<Requantization>,
     /// The biases that change with it.
-    pub biases: Vec<MergedBias>,
+    pub biases: Vec<MergedVector>,
 }
 
-/// The weights of a base that an adapter changes, changed.
+/// The weights, biases and gains of a base that an adapter changes, changed.
 #[derive(Clone, Debug)]
 pub struct Merged {
     points: Vec<MergedPoint>,
-    by_node: HashMap<String, usize>,
+    vectors: Vec<MergedVector>,
+    /// Positions in `points`.
+    weights: HashMap<String, usize>,
+    /// Inputs of a node, and what it reads there.
+    inputs: HashMap<String, Vec<(usize, Arc<HostTensor>)>>,
 }
 
 impl Merged {
@@ -160,9 +180,17 @@ impl Merged {
         if adapter.changes_nothing() {
             return Err(AdapterError::ChangesNothing.into());
         }
-        let merges = adapter.to_lora(base)?.merges(base).map_err(|kind| MergeError::Kind { kind })?;
+        let merges = adapter.to_lora(base)?.merges(base).map_err(|kind| match kind {
+            HEAD => MergeError::Head,
+            kind => MergeError::Kind { kind },
+        })?;
         let mut changes: Vec<Change> = Vec::new();
+        let mut vectors = Vec::new();
         for (site, merge) in merges {
+            if let Merge::AddToVector(delta) = merge {
+                vectors.push(MergedVector::plus(base.graph(), &site, &delta)?);
+                continue;
+            }
             // Several parts of an adapter may change one weight.
             let known = changes.iter().position(|known| known.site.node == site.node);
             let at = known.unwrap_or_else(|| {
@@ -171,10 +199,14 @@ impl Merged {
             });
             changes[at].include(merge);
         }
-        let points = changes.into_iter().map(|change| change.apply(base, options));
+        let points = changes.into_iter().map(|change| change.apply(base, options, &mut vectors));
         let points = points.collect::<Result<Vec<_>, _>>()?;
-        let by_node = points.iter().enumerate().map(|(i, point)| (point.node.clone(), i)).collect();
-        Ok(Merged { points, by_node })
+        let weights = points.iter().enumerate().map(|(i, point)| (point.node.clone(), i)).collect();
+        let mut inputs: HashMap<String, Vec<_>> = HashMap::new();
+        for vector in points.iter().flat_map(|point| &point.biases).chain(&vectors) {
+            inputs.entry(vector.node.clone()).or_default().push((vector.input, Arc::clone(&vector.values)));
+        }
+        Ok(Merged { points, vectors, weights, inputs })
     }
 
     /// The changed weights.
@@ -182,14 +214,19 @@ impl Merged {
         &self.points
     }
 
-    /// The changed weight of a node.
-    pub(crate) fn weight(&self, node: &str) -> Option<&Weight> {
-        self.by_node.get(node).map(|&i| &self.points[i].weight)
+    /// The changed biases and gains, but for those that change with a weight. They are floats, and exact to rounding.
+    pub fn vectors(&self) -> &[MergedVector] {
+        &self.vectors
     }
 
-    /// The changed bias that a node reads.
-    pub(crate) fn bias(&self, node: &str) -> Option<&MergedBias> {
-        self.points.iter().flat_map(|point| &point.biases).find(|bias| bias.node == node)
+    /// The changed weight of a node.
+    pub(crate) fn weight(&self, node: &str) -> Option<&Weight> {
+        self.weights.get(node).map(|&i| &self.points[i].weight)
+    }
+
+    /// The inputs of a node at which it reads changed vectors, and these.
+    pub(crate) fn vectors_at(&self, node: &str) -> &[(usize, Arc<HostTensor>)] {
+        self.inputs.get(node).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -211,6 +248,7 @@ impl Change {
             Merge::Add(delta) => (&mut self.add, delta, |sum, delta| *sum += delta),
             Merge::ScaleOutputs(factors) => (&mut self.outputs, factors, |product, factor| *product *= factor),
             Merge::ScaleInputs(factors) => (&mut self.inputs, factors, |product, factor| *product *= factor),
+            Merge::AddToVector(_) => unreachable!("vectors are no weights"),
         };
         match all {
             Some(all) => all.iter_mut().zip(more).for_each(|(all, more)| join(all, more)),
@@ -218,7 +256,13 @@ impl Change {
         }
     }
 
-    fn apply(self, base: &Base, options: &MergeOptions) -> Result<MergedPoint, MergeError> {
+    /// Takes what it changes out of `vectors`.
+    fn apply(
+        self,
+        base: &Base,
+        options: &MergeOptions,
+        vectors: &mut Vec<MergedVector>,
+    ) -> Result<MergedPoint, MergeError> {
         let Change { site: Site { path, node, .. }, add, outputs, inputs } = self;
         let no_weight = || MergeError::NoWeight { path: path.clone(), node: node.clone() };
         let weight = node_weight(base.graph(), &node).ok_or_else(no_weight)?;
@@ -228,7 +272,7 @@ impl Change {
             return Err(MergeError::ScaledInputs { path, scheme: scheme.name() });
         }
         let biases = match &outputs {
-            Some(factors) => bias::scaled(base.graph(), &path, &node, factors).ok_or_else(no_weight)?,
+            Some(factors) => vectors::scaled(base.graph(), &path, &node, factors, vectors).ok_or_else(no_weight)?,
             None => Vec::new(),
         };
         let (of_scales, of_elements) = if has_scales { (outputs, None) } else { (None, outputs) };

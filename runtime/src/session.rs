@@ -159,8 +159,12 @@ impl Session {
     /// Puts an adapter in use, or none; gives back the one that was. To swap between several, see
     /// [`Session::add_adapter`].
     ///
+    /// An adapter is refused when its values change nothing, such as a factor of zeros at every point, and when one of its
+    /// points is where no output depends on it. That no number on the way swallows its effect only inputs can prove: see
+    /// [`Session::prove_effect`].
+    ///
     /// # Errors
-    /// When the adapter belongs to another base or changes nothing, or another is merged; the one in use stays.
+    /// When the adapter belongs to another base or has no effect, or another is merged; the one in use stays.
     pub fn set_adapter(&mut self, adapter: Option<Adapter>) -> Result<Option<Adapter>, SessionError> {
         let next = adapter.map(|adapter| self.resident(adapter)).transpose()?;
         Ok(std::mem::replace(&mut self.in_use, next).map(residents::taken))

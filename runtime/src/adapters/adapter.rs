@@ -33,7 +33,7 @@ use crate::random::Random;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
-    base: BaseId,
+    pub(super) base: BaseId,
     pub(super) parts: Vec<Part>,
 }
 

@@ -80,6 +80,12 @@ pub enum AdapterError {
     /// The adapter computes what the base does.
     #[error("the adapter changes nothing: a factor is zero at every point; train it with a learning rate above 0")]
     ChangesNothing,
+    /// A point that no output depends on.
+    #[error("point \"{path}\" has no effect: no output of the base depends on it; leave it out of the targets")]
+    OffPath {
+        /// The point.
+        path: String,
+    },
     /// Whole, and still without effect on what the base computes.
     #[error(
         "the adapter has no effect: on {samples} samples every output is the base's, bit for bit; train longer, save in a wider dtype, or choose other points"
@@ -104,7 +110,7 @@ pub enum AdapterError {
     },
     /// A tensor that a head cannot read.
     #[error(
-        "a head cannot sit on \"{tensor}\": it has {found}; name a tensor [B, C], [B, T, C] or [B, C, H, W] with fixed C"
+        "a head cannot sit on \"{tensor}\": it has {found}; name a tensor [B, C] or [B, T, C], or a map [B, C, L] or [B, C, H, W] of a convolution, with fixed C"
     )]
     Features {
         /// The tensor.
@@ -168,6 +174,14 @@ pub enum AdapterError {
         name: String,
         /// Elements given.
         found: usize,
+    },
+    /// A part that has no place in a PEFT folder.
+    #[error(
+        "a PEFT folder has no place for kind \"{kind}\" in this adapter: it takes lora with dense, norm and bias, or ia3 alone; keep the record"
+    )]
+    NotInPeft {
+        /// The kind.
+        kind: &'static str,
     },
     /// The record cannot be read or written.
     #[error(transparent)]

@@ -1,21 +1,24 @@
 use inlay_format::points::PointOp;
 use inlay_format::record::PathHash;
 
+use super::features::Features;
 use super::vectors::all_zero;
 use super::{
-    Adapter, AdapterError, AdapterKind, At, Binding, Fragment, FragmentNode, Insertion, Part, Settings, Site, Size,
+    Adapter, AdapterError, AdapterKind, AdapterPoint, At, Binding, Fragment, FragmentNode, Insertion, Part, Settings,
+    Site, Size,
 };
 use crate::base::Base;
-use crate::graph::Attributes;
-use crate::plan::shape_of;
+use crate::graph::ValueId;
 use crate::random::Random;
 
 /// A classifier of its own on a tensor of the base: `logits = features W + b`, as the further output [`Head::OUTPUT`].
 ///
-/// Features are the tensor's last axis, [B, C] or [B, T, C] (a label for each of T); a feature map [B, C, H, W] is averaged
-/// over its plane. W and b start at zero, or at the means of the classes ([`prototypes`](crate::train::prototypes)).
+/// Features are the tensor's last axis, [B, C] or [B, T, C] (a label for each of T); the map of a convolution or pooling, [B, C, L]
+/// or [B, C, H, W], is averaged over its places. W and b start at zero, or at the means of the classes ([`prototypes`](crate::train::prototypes)).
 pub struct Head;
 
+/// The name of the kind.
+pub(crate) const HEAD: &str = "head";
 /// The kind id of heads. A point's tensors are `W [C, classes]` and `b [classes]`.
 const HEAD_KIND: u16 = 5;
 
@@ -23,25 +26,12 @@ impl Head {
     /// Name of the output that a head adds.
     pub const OUTPUT: &'static str = "head";
 
-    /// The values that a head on `tensor` sees as features, and the nodes that make them of the tensor.
-    pub(crate) fn features(base: &Base, tensor: &str) -> Result<(Vec<FragmentNode>, String, usize), AdapterError> {
-        let no_features = |found| AdapterError::Features { tensor: tensor.to_owned(), found };
-        let shape = shape_of(base.graph(), tensor)?.ok_or_else(|| no_features("no computed floats"))?;
-        match shape.as_slice() {
-            [_, Some(width)] | [_, _, Some(width)] => Ok((Vec::new(), tensor.to_owned(), *width)),
-            [_, Some(channels), _, _] => {
-                let (pooled, flat) = (format!("{tensor}.head_pooled"), format!("{tensor}.head_features"));
-                let flatten = FragmentNode {
-                    attributes: Attributes::default().with_int("axis", 1),
-                    ..FragmentNode::new("Flatten", &[&pooled], flat.clone())
-                };
-                Ok((vec![FragmentNode::new("GlobalAveragePool", &[tensor], pooled), flatten], flat, *channels))
-            }
-            [_, None] | [_, _, None] | [_, None, _, _] => {
-                Err(no_features("features whose number depends on the input"))
-            }
-            _ => Err(no_features("neither [B, C], [B, T, C] nor [B, C, H, W]")),
-        }
+    /// Whether a head on the tensor of that name gives logits for each token, [B, T, classes], instead of [B, classes].
+    ///
+    /// # Errors
+    /// [`AdapterError::Features`] when no head can sit there.
+    pub fn is_of_tokens(base: &Base, tensor: &str) -> Result<bool, AdapterError> {
+        Features::of(base, tensor).map(|features| features.of_tokens)
     }
 
     /// The tensor that a head sits on when none is named: what the linear reads whose result is the first float output, or
@@ -57,7 +47,15 @@ impl Head {
                 base.points().iter().find(|point| point.node == node.name && point.op == PointOp::Linear)
             {
                 let node = graph.nodes.iter().find(|node| node.name == point.node)?;
-                return graph.input_name(node, 0);
+                let features = graph.input_name(node, 0)?;
+                if !base.is_inserted(features) {
+                    return Some(features);
+                }
+                // What scales the linear's input is not of the model; what it scales is.
+                let scale = graph.maker(node.inputs[0]?)?;
+                let is_scaled = |input: &&ValueId| !graph.parameter_ids.contains(input);
+                let scaled = scale.inputs.iter().flatten().find(is_scaled)?;
+                return Some(&graph.values[scaled.index()].name);
             }
             let first = node.inputs.iter().flatten().find(|input| graph.constant(**input).is_none());
             match (node.op.op_type(), first) {
@@ -71,7 +69,7 @@ impl Head {
 
 impl AdapterKind for Head {
     fn name(&self) -> &'static str {
-        "head"
+        HEAD
     }
 
     fn id(&self) -> u16 {
@@ -92,11 +90,19 @@ impl AdapterKind for Head {
 
     fn sites(&self, base: &Base) -> Vec<Site> {
         let graph = base.graph();
-        let site = |node: &crate::graph::Node| {
-            let path = graph.output_name(node)?.to_owned();
-            Some(Site { path, node: node.name.clone(), at: At::Tensor })
-        };
-        graph.nodes.iter().filter_map(site).collect()
+        let mut computed = vec![false; graph.values.len()];
+        graph.input_ids.iter().for_each(|input| computed[input.index()] = true);
+        let mut sites = Vec::new();
+        for node in graph.nodes.iter().filter(|node| node.op.op_type() != "Shape") {
+            if !node.inputs.iter().flatten().any(|input| computed[input.index()]) {
+                continue;
+            }
+            node.outputs.iter().flatten().for_each(|output| computed[output.index()] = true);
+            if let Some(path) = graph.output_name(node).filter(|name| !base.is_inserted(name)) {
+                sites.push(Site { path: path.to_owned(), node: node.name.clone(), at: At::Tensor });
+            }
+        }
+        sites
     }
 
     fn default_sites(&self, base: &Base) -> Vec<Site> {
@@ -107,7 +113,7 @@ impl AdapterKind for Head {
     }
 
     fn insertion(&self, base: &Base, site: &Site, settings: &Settings) -> Result<Insertion, AdapterError> {
-        let (mut nodes, features, width) = Head::features(base, &site.path)?;
+        let Features { mut nodes, value: features, width, .. } = Features::of(base, &site.path)?;
         let [weight, bias, product, logits] =
             ["head_weight", "head_bias", "head_product", "head_logits"].map(|suffix| format!("{}.{suffix}", site.path));
         nodes.push(FragmentNode::new("MatMul", &[&features, &weight], product.clone()));
@@ -192,6 +198,13 @@ impl Adapter {
         let classes = biases.len();
         weight.chunks_exact_mut(classes).zip(column).for_each(|(row, &x)| row[class] = x as f32);
         biases[class] = bias as f32;
+    }
+
+    /// Its head, and the adapter without it, if there is more.
+    pub fn split_head(&self) -> (Option<Adapter>, Option<&AdapterPoint>) {
+        let rest: Vec<Part> = self.parts.iter().filter(|part| part.kind.id() != HEAD_KIND).cloned().collect();
+        let rest = (!rest.is_empty()).then(|| Adapter { base: self.base(), parts: rest });
+        (rest, self.head().and_then(|part| part.points.first()))
     }
 
     fn head(&self) -> Option<&Part> {

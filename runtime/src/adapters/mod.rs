@@ -8,7 +8,9 @@ mod adapter;
 mod bottleneck;
 mod budget;
 mod dense;
+mod effect;
 mod error;
+mod features;
 mod groups;
 mod head;
 mod ia3;
@@ -28,6 +30,7 @@ pub use bottleneck::Bottleneck;
 pub use budget::Budget;
 pub use dense::Dense;
 pub use error::AdapterError;
+pub(crate) use head::HEAD;
 pub use head::Head;
 pub use ia3::Ia3;
 pub use lora::Lora;
@@ -166,6 +169,8 @@ pub enum At {
     Vector {
         /// Its shape.
         shape: Vec<usize>,
+        /// Which of the node's inputs it is.
+        input: usize,
         /// What the difference is added to.
         added_to: Addend,
     },

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::base::Base;
 use crate::graph::{Graph, Node, ValueId};
+use crate::merge::Merge;
 use crate::random::Random;
 
 /// Trains the biases of linears, convolutions and normalizations (BitFit, Ben Zaken et al., 2022): `b + delta`.
@@ -56,6 +57,10 @@ impl AdapterKind for Bias {
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         all_zero(tensors)
     }
+
+    fn merge(&self, _: &Site, _: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        tensors.first().map(|delta| Merge::AddToVector(delta.clone()))
+    }
 }
 
 impl AdapterKind for Norm {
@@ -101,6 +106,10 @@ impl AdapterKind for Norm {
 
     fn changes_nothing(&self, tensors: &[Vec<f32>]) -> bool {
         all_zero(tensors)
+    }
+
+    fn merge(&self, _: &Site, _: &Settings, tensors: &[Vec<f32>]) -> Option<Merge> {
+        tensors.first().map(|delta| Merge::AddToVector(delta.clone()))
     }
 }
 
@@ -154,7 +163,7 @@ fn sites(graph: &Graph, which: impl Fn(&Graph, &Node) -> Option<usize>) -> Vec<S
             debug_assert!(node.inputs[input] == Some(vector));
             Addend::Vector(name)
         };
-        sites.push(Site { path, node: node.name.clone(), at: At::Vector { shape, added_to } });
+        sites.push(Site { path, node: node.name.clone(), at: At::Vector { shape, input, added_to } });
     }
     sites
 }
@@ -169,7 +178,7 @@ pub enum Addend {
 }
 
 fn plus_delta(site: &Site) -> Insertion {
-    let At::Vector { shape, added_to } = &site.at else { panic!("the kind made this site") };
+    let At::Vector { shape, added_to, .. } = &site.at else { panic!("the kind made this site") };
     let [delta, sum] = ["delta", "tuned"].map(|suffix| format!("{}.{suffix}", site.path));
     let (value, node) = match added_to {
         Addend::Vector(value) => (value, Some(site.node.clone())),
@@ -222,11 +231,6 @@ impl Graph {
         let sum = self.maker(root.inputs[0]?).filter(|_| root.op.op_type() == "Sqrt")?;
         let is_mean = |value: &ValueId| self.maker(*value).is_some_and(|maker| maker.op.op_type() == "ReduceMean");
         (sum.op.op_type() == "Add" && sum.inputs.iter().flatten().any(is_mean)).then_some(gain)
-    }
-
-    /// The node that makes a value.
-    fn maker(&self, value: ValueId) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.outputs.contains(&Some(value)))
     }
 
     /// Whether a value is the product with a frozen weight, adapters at the product or not.

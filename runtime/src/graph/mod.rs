@@ -153,6 +153,17 @@ impl Graph {
         Some((constant.dtype, &constant.dims))
     }
 
+    /// The value of that name.
+    pub(crate) fn value(&self, name: &str) -> Option<ValueId> {
+        let at = self.values.iter().position(|value| value.name == name)?;
+        Some(ValueId(u32::try_from(at).expect("counts are bounded by the reader")))
+    }
+
+    /// The node that makes a value.
+    pub(crate) fn maker(&self, value: ValueId) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.outputs.contains(&Some(value)))
+    }
+
     /// Name of what a node reads at an input.
     pub(crate) fn input_name(&self, node: &Node, input: usize) -> Option<&str> {
         let value = node.inputs.get(input).copied().flatten()?;

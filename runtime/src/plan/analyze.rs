@@ -59,6 +59,8 @@ pub(crate) struct Analysis {
     /// Value of each graph output, in the graph's order.
     pub outputs: Vec<usize>,
     pub output_names: Vec<String>,
+    /// Value of each value of the graph.
+    pub of_graph: Vec<Option<usize>>,
 }
 
 impl Analysis {
@@ -115,6 +117,7 @@ pub(crate) fn analyze(graph: &Graph, request: &PlanRequest<'_>) -> Result<Analys
     let value_of = |id: &ValueId| ids[id.index()].expect("every value of the graph was visited");
     analysis.outputs = graph.output_ids.iter().map(value_of).collect();
     analysis.output_names = graph.outputs().iter().map(|p| p.name.clone()).collect();
+    analysis.of_graph = ids;
     Ok(analysis)
 }
 
@@ -225,12 +228,12 @@ fn classify(
         inputs: node.inputs.iter().map(|i| i.as_ref().map(value_of)).collect(),
         outputs: vec![None; node.outputs.len()],
     };
-    if let Some(bias) = merged.and_then(|merged| merged.bias(&node.name)) {
-        let ty = TensorType::new(DType::F32, bias.values.shape());
-        let name = format!("{} merged", node.name);
-        let frozen = Frozen::from_host(&name, &bias.values);
-        let role = Role::Constant { host: Some(Arc::clone(&bias.values)), frozen };
-        step.inputs[bias.input] = Some(analysis.add(name, ty, role));
+    for (input, values) in merged.map_or(&[][..], |merged| merged.vectors_at(&node.name)) {
+        let ty = TensorType::new(DType::F32, values.shape());
+        let name = format!("{} merged {input}", node.name);
+        let frozen = Frozen::from_host(&name, values);
+        let role = Role::Constant { host: Some(Arc::clone(values)), frozen };
+        step.inputs[*input] = Some(analysis.add(name, ty, role));
     }
     let merged = merged.is_some_and(|merged| merged.weight(&node.name).is_some());
     let fail = |source| PlanError::node(&node.name, node.op, source);

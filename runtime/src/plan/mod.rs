@@ -12,6 +12,7 @@ mod lower;
 mod make;
 mod prologue;
 mod rows;
+mod shapes;
 mod view;
 
 pub use contexts::{Backward, Forward};
@@ -25,6 +26,8 @@ pub(crate) use analyze::{Role, node_weight, table_row};
 pub(crate) use emit::accumulated;
 pub(crate) use frozen::HostOrFrozen;
 pub(crate) use lower::u;
+pub(crate) use rows::ELEMENTWISE;
+pub(crate) use shapes::Shapes;
 pub(crate) use view::{broadcast, contiguous_strides};
 
 use std::sync::Arc;
@@ -34,9 +37,8 @@ use inlay_devices::kernels::KernelError;
 use inlay_devices::program::{Program, Slot};
 
 use crate::base::Base;
-use crate::graph::{DType, Fragment, FragmentError, Graph, HostTensor};
+use crate::graph::{Fragment, FragmentError, Graph, HostTensor};
 use crate::merge::Merged;
-use crate::onnx::Dim;
 use crate::ops::{Op, OpError, TensorType};
 use prologue::{HostValues, Prologue};
 
@@ -341,50 +343,6 @@ impl Plan {
             }
         })
     }
-}
-
-/// The shape of a computed float of `graph`, `None` for dimensions that differ with the inputs. `None` if there is no such
-/// value.
-///
-/// # Errors
-/// When no sizes of the inputs can be found for which the graph runs.
-pub(crate) fn shape_of(graph: &Graph, value: &str) -> Result<Option<Vec<Option<usize>>>, PlanError> {
-    /// Pairs of sizes for the dimensions that a base leaves open.
-    const TRIED: [[usize; 2]; 4] = [[8, 16], [32, 64], [128, 256], [224, 256]];
-    let mut error = None;
-    for sizes in TRIED {
-        match sizes.map(|size| shape_with(graph, value, size)) {
-            [Ok(small), Ok(large)] => {
-                let pair = |(small, large): (Vec<usize>, Vec<usize>)| {
-                    small.iter().zip(&large).map(|(&small, &large)| (small == large).then_some(small)).collect()
-                };
-                return Ok(small.zip(large).map(pair));
-            }
-            [Err(failed), _] | [_, Err(failed)] => error = error.or(Some(failed)),
-        }
-    }
-    Err(error.expect("every attempt failed"))
-}
-
-/// The shape of a computed float when every open dimension of the inputs has this size.
-fn shape_with(graph: &Graph, value: &str, size: usize) -> Result<Option<Vec<usize>>, PlanError> {
-    let shape = |port: &crate::base::Port| -> Vec<usize> {
-        port.shape
-            .iter()
-            .map(|dim| match dim {
-                Dim::Fixed(size) => *size,
-                Dim::Symbol(_) => size,
-            })
-            .collect()
-    };
-    let shapes: Vec<Vec<usize>> = graph.inputs().iter().map(shape).collect();
-    let inputs: Vec<(&str, &[usize])> =
-        graph.inputs().iter().zip(&shapes).map(|(port, shape)| (port.name.as_str(), shape.as_slice())).collect();
-    let request =
-        PlanRequest { inputs: &inputs, parameters: &[], fragments: &[], mode: Mode::Predict, rows: None, merged: None };
-    let analysis = analyze::analyze(graph, &request)?;
-    let is_wanted = |v: &&analyze::Value| v.name == value && v.ty.dtype == DType::F32 && matches!(v.role, Role::Step);
-    Ok(analysis.values.iter().find(is_wanted).map(|value| value.ty.shape.clone()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::graph::Graph;
 use crate::ops::{self, axis_of};
 
 /// Ops that take each element of the output from the elements of the inputs at its place.
-const ELEMENTWISE: &[&str] = &[
+pub(crate) const ELEMENTWISE: &[&str] = &[
     "Add",
     "Sub",
     "Mul",

@@ -6,10 +6,11 @@ use crate::engine::InPlace;
 use crate::merge::{MergeOptions, Merged, MergedPoint};
 
 impl Session {
-    /// Merges an adapter into the weights: from here on predictions compute it at the cost of the base alone.
+    /// Merges an adapter into the weights, biases and gains: from here on predictions compute it at the cost of the base alone.
     ///
     /// The changed weights lie in memory of their own; the mapped base stays as it is. No adapter is in use while one is
-    /// merged. The result lists each changed weight, with what storing it in the base's scheme cost.
+    /// merged. The result lists each changed weight, with what storing it in the base's scheme cost; biases and gains are floats,
+    /// exact to rounding, and not among them.
     ///
     /// # Errors
     /// When the adapter is of another base or of a kind that cannot be merged, or another one is merged; the session then

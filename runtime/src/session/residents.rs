@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use inlay_devices::program::Region;
 
@@ -6,13 +6,15 @@ use super::{Session, SessionError, expect_base};
 use crate::adapters::{Adapter, AdapterError};
 use crate::engine::{Ready, Version};
 use crate::graph::Fragment;
-use crate::plan::{Binding, FeedError};
+use crate::plan::{Binding, FeedError, PlanError};
 
 /// An adapter in memory, ready to be written to a plan.
 pub(super) struct Resident {
     adapter: Adapter,
     version: Version,
     changes: Changes,
+    /// The same with LoRA in the place of LoRA-XS, which batches that mix adapters need.
+    as_lora: OnceLock<Arc<Resident>>,
 }
 
 /// What adapters change in a graph: those that change the same share a plan.
@@ -47,10 +49,11 @@ pub(super) fn taken(resident: Arc<Resident>) -> Adapter {
 /// there. Adapters of the same kind, points and ranks share one plan; with more sets of ranks than
 /// [`SessionOptions::plan_cache`](super::SessionOptions::plan_cache), plans are made again and again.
 impl Session {
-    /// Keeps an adapter under a name; gives back the one that had the name. If that one was in use, the new one is.
+    /// Keeps an adapter under a name; gives back the one that had the name. If that one was in use, the new one is. The adapter
+    /// is checked as [`Session::set_adapter`] says.
     ///
     /// # Errors
-    /// When the adapter belongs to another base or changes nothing, or another is merged.
+    /// When the adapter belongs to another base or has no effect, or another is merged.
     pub fn add_adapter(&mut self, name: impl Into<String>, adapter: Adapter) -> Result<Option<Adapter>, SessionError> {
         let resident = self.resident(adapter)?;
         let before = self.residents.insert(name.into(), Arc::clone(&resident));
@@ -120,13 +123,34 @@ impl Session {
         if adapter.changes_nothing() {
             return Err(AdapterError::ChangesNothing.into());
         }
+        let off_path = adapter.point_without_effect(self.base().graph()).map_err(PlanError::from);
+        if let Some(point) = off_path.map_err(AdapterError::from)? {
+            return Err(AdapterError::OffPath { path: point.path().to_owned() }.into());
+        }
         Ok(self.unchecked(adapter))
+    }
+
+    /// A resident whose parameters can differ between the samples of a batch.
+    pub(super) fn mixable(&mut self, name: &str) -> Result<Arc<Resident>, SessionError> {
+        let resident = self.find(name)?;
+        if resident.adapter.unmixable().is_none() {
+            return Ok(resident);
+        }
+        if let Some(as_lora) = resident.as_lora.get() {
+            return Ok(Arc::clone(as_lora));
+        }
+        let lora = resident.adapter.to_lora(self.base())?;
+        if let Some(kind) = lora.unmixable() {
+            return Err(SessionError::NotMixable { name: name.to_owned(), kind });
+        }
+        let as_lora = self.unchecked(lora);
+        Ok(Arc::clone(resident.as_lora.get_or_init(|| as_lora)))
     }
 
     pub(super) fn unchecked(&mut self, adapter: Adapter) -> Arc<Resident> {
         let bindings = adapter.bindings().into_iter().map(|binding| Binding { scale: 1.0, ..binding }).collect();
         let changes = Changes { bindings, fragments: adapter.fragments() };
-        Arc::new(Resident { adapter, version: self.engine.next_version(), changes })
+        Arc::new(Resident { adapter, version: self.engine.next_version(), changes, as_lora: OnceLock::new() })
     }
 }
 

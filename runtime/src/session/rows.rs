@@ -9,7 +9,8 @@ impl Session {
     /// Every output for one batch of inputs in which each sample has a resident adapter of its own, or none.
     ///
     /// Each sample is computed with its own parameters in the same kernels, and gives what it would give in a batch of
-    /// its own. The adapters may differ in rank and points; smaller ranks are filled up with zeros.
+    /// its own. The adapters may differ in rank and points; smaller ranks are filled up with zeros. They are of LoRA, or of
+    /// LoRA-XS, which is then computed as LoRA.
     ///
     /// ```
     /// use inlay_runtime::{Adapter, HostTensor, Session};
@@ -48,11 +49,7 @@ impl Session {
                 rows.push(None);
                 continue;
             };
-            let resident = self.find(name)?;
-            if let Some(kind) = resident.adapter().unmixable() {
-                return Err(SessionError::NotMixable { name: (*name).to_owned(), kind });
-            }
-            rows.push(Some(resident));
+            rows.push(Some(self.mixable(name)?));
         }
         for resident in rows.iter().flatten() {
             widen(&mut bindings, &resident.changes().bindings);
