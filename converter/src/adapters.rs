@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use inlay_converter::error::Result;
+use inlay_converter::error::{Error, Result};
 use inlay_converter::interop::{self, ARCHITECTURES, Architecture, Heads};
 use inlay_converter::merge::merge;
+use inlay_converter::write::{DATA_FILE, MODEL_FILE};
 use inlay_runtime::merge::MergeOptions;
 use inlay_runtime::peft::Prefix;
 use inlay_runtime::{Adapter, Base, Dtype};
@@ -109,6 +110,7 @@ impl AdapterCommand {
 /// Runs a command; gives what it prints.
 pub fn run(command: AdapterCommand) -> Result<String> {
     let on = command.on();
+    expect_no_input(on)?;
     let base = interop::open_base(&on.base)?;
     let (adapter, prefix) = interop::open_adapter(&base, &on.adapter)?;
     // Other programs know no bases of LoRA-XS.
@@ -135,6 +137,17 @@ pub fn run(command: AdapterCommand) -> Result<String> {
     let bytes = bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
     text += &format!("{}: {points} points{bytes}\n", on.out.display());
     Ok(text)
+}
+
+/// What is read is not written over.
+fn expect_no_input(OnBase { adapter, base, out, .. }: &OnBase) -> Result<()> {
+    let Ok(written) = out.canonicalize() else { return Ok(()) };
+    let model = if base.is_dir() { base.join(MODEL_FILE) } else { base.clone() };
+    let inputs = [adapter.clone(), base.join(DATA_FILE), model];
+    match inputs.iter().any(|input| input.canonicalize().is_ok_and(|input| input == written)) {
+        true => Err(Error::Place { path: out.clone(), detail: "is an input of this command; choose another --out" }),
+        false => Ok(()),
+    }
 }
 
 fn run_merge(base: &Base, adapter: &Adapter, on: &OnBase, keep_float: Option<&str>) -> Result<String> {

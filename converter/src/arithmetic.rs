@@ -1,5 +1,7 @@
 //! How much each adapter kind trains, and how much the base has at the same points.
 
+use inlay_runtime::adapters::{self, AdapterKind, Dense, KINDS, Lora};
+use inlay_runtime::{Adapter, AdapterOptions, Base};
 use serde::Serialize;
 
 use crate::report::{PointReport, bytes};
@@ -12,12 +14,15 @@ const RANKS: [usize; 4] = [1, 4, 8, 16];
 pub struct Trained {
     /// The kind.
     pub kind: &'static str,
-    /// Its rank; 0 for kinds that have none.
+    /// Its rank, or what it has in its place; 0 for kinds that have none.
     pub rank: usize,
     /// Numbers that it trains.
     pub parameters: usize,
-    /// Numbers that the weights have at the points where it sits.
+    /// Numbers that the weights have at the points where it sits; 0 for kinds that sit elsewhere.
     pub weights: usize,
+    /// What the export has to be asked for first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub needs: Option<&'static str>,
     /// Bytes of the values in a record at int8, without scales and names.
     pub int8_bytes: usize,
 }
@@ -29,7 +34,22 @@ impl Trained {
     }
 }
 
-/// Every kind whose size follows from the points.
+/// Every kind at all of its places in an exported base.
+pub fn trained_on(base: &Base, points: &[PointReport]) -> Vec<Trained> {
+    let mut all = trained(points);
+    for kind in KINDS.iter().copied().filter(|kind| kind.id() != Lora.id() && kind.id() != Dense.id()) {
+        let rank = kind.default_size(base);
+        let Ok(adapter) = Adapter::new(base, &AdapterOptions::kind(kind.name(), rank)) else { continue };
+        let parameters = adapter.parameter_count();
+        let weights = all.iter().find(|trained| trained.kind == kind.name()).map_or(0, |trained| trained.weights);
+        all.retain(|trained| trained.kind != kind.name());
+        let rank = usize::from(rank);
+        all.push(Trained { kind: kind.name(), rank, parameters, weights, needs: None, int8_bytes: parameters });
+    }
+    all
+}
+
+/// The kinds whose size follows from the points.
 pub fn trained(points: &[PointReport]) -> Vec<Trained> {
     let of = |kind, rank, each: &dyn Fn(&PointReport) -> Option<usize>| {
         let weighted = points.iter().filter(|point| point.op != "embedding");
@@ -37,7 +57,7 @@ pub fn trained(points: &[PointReport]) -> Vec<Trained> {
         let (parameters, weights) = counts.fold((0usize, 0usize), |(p, w), (parameters, weights)| {
             (p.saturating_add(parameters), w.saturating_add(weights))
         });
-        Trained { kind, rank, parameters, weights, int8_bytes: parameters }
+        Trained { kind, rank, parameters, weights, needs: None, int8_bytes: parameters }
     };
     let mut all = Vec::new();
     for rank in RANKS {
@@ -46,26 +66,31 @@ pub fn trained(points: &[PointReport]) -> Vec<Trained> {
     }
     // A core has at most the smaller side of its weight.
     let core = |point: &PointReport, rank: usize| rank.min(point.d_in).min(point.d_out).pow(2);
-    all.push(of("lora-xs", 16, &|point| point.kernel.is_empty().then(|| core(point, 16))));
+    let cores = of("lora-xs", 16, &|point| point.kernel.is_empty().then(|| core(point, 16)));
+    all.push(Trained { needs: Some("--basis 16"), ..cores });
     all.push(of("dense", 0, &|point| Some(weights(point))));
     all.retain(|trained| trained.weights > 0);
     all
 }
 
 /// The table for a terminal.
-pub fn table(points: &[PointReport]) -> String {
+pub fn table(all: &[Trained]) -> String {
     let line = |t: &Trained| {
-        let rank = if t.rank == 0 { String::new() } else { format!("r = {}", t.rank) };
-        format!(
-            "{:8} {rank:7} trains {} of {} ({:.1} % fewer), {} at int8\n",
-            t.kind,
-            thousands(t.parameters),
-            millions(t.weights),
-            t.fewer_percent(),
-            bytes(t.int8_bytes as u64),
-        )
+        let size = adapters::find(t.kind).and_then(|kind| kind.size()).map(|size| size.name);
+        let size = match size {
+            Some("rank") => format!("r = {}", t.rank),
+            Some(size) => format!("{} {size}", t.rank),
+            None => String::new(),
+        };
+        let of = match t.weights {
+            0 => String::new(),
+            weights => format!(" of {} ({:.1} % fewer)", millions(weights), t.fewer_percent()),
+        };
+        let needs = t.needs.map(|needs| format!("; export with {needs}")).unwrap_or_default();
+        let (parameters, bytes) = (thousands(t.parameters), bytes(t.int8_bytes as u64));
+        format!("{:10} {size:9} trains {parameters}{of}, {bytes} at int8{needs}\n", t.kind)
     };
-    trained(points).iter().map(line).collect()
+    all.iter().map(line).collect()
 }
 
 fn fan_in(point: &PointReport) -> usize {
@@ -110,10 +135,11 @@ mod tests {
 
     #[test]
     fn a_large_linear_at_rank_8() {
-        let text = table(&[point(4096, 4096, &[])]);
-        assert!(text.contains("lora     r = 8   trains 65,536 of 16.8 M (99.6 % fewer)"), "{text}");
-        assert!(text.contains("lora-xs  r = 16  trains 256 of 16.8 M"), "{text}");
-        assert!(text.contains("dense            trains 16,777,216 of 16.8 M (0.0 % fewer)"), "{text}");
+        let text = table(&trained(&[point(4096, 4096, &[])]));
+        assert!(text.contains("lora       r = 8     trains 65,536 of 16.8 M (99.6 % fewer)"), "{text}");
+        assert!(text.contains("lora-xs    r = 16    trains 256 of 16.8 M"), "{text}");
+        assert!(text.contains("at int8; export with --basis 16\n"), "{text}");
+        assert!(text.contains("dense                trains 16,777,216 of 16.8 M (0.0 % fewer)"), "{text}");
     }
 
     #[test]

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use inlay_format::metadata::POINTS_KEY;
 use inlay_format::points::{Point, check_all};
+use inlay_runtime::{Base, Verify};
 use serde::Serialize;
 
-use crate::arithmetic::{Trained, table, trained};
+use crate::arithmetic::{Trained, table, trained, trained_on};
 use crate::canonicalize::canonicalize;
 use crate::drawing;
 use crate::error::{Error, Result};
@@ -93,7 +94,10 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
             Err(e) => inspection.not_exportable = Some(e.to_string()),
         }
     }
-    inspection.trained = trained(&inspection.points);
+    inspection.trained = match inspection.exported {
+        true => trained_on(&Base::open(&inspection.file, Verify::Graph)?, &inspection.points),
+        false => trained(&inspection.points),
+    };
     Ok(inspection)
 }
 
@@ -150,7 +154,7 @@ impl Inspection {
         } else {
             text.push_str(&points_table(&self.points, &self.skipped));
             text.push('\n');
-            text.push_str(&table(&self.points));
+            text.push_str(&table(&self.trained));
             text.push('\n');
         }
         text + &ops_table(&self.ops)

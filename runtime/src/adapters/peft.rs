@@ -77,8 +77,7 @@ impl Adapter {
         }
         let of_peft = [Lora.id(), Dense.id(), Norm.id(), Bias.id()];
         if let Some(part) = self.parts.iter().find(|part| !of_peft.contains(&part.kind.id())) {
-            let known = "lora with dense, norm and bias, or ia3 alone".to_owned();
-            return Err(AdapterError::Kind { found: part.kind.name().to_owned(), known });
+            return Err(AdapterError::NotInPeft { kind: part.kind.name() });
         }
         let parts = || self.parts.iter().filter(|part| part.kind.id() == Lora.id());
         // PEFT has one `use_rslora`; a scaling of either kind can be written as an alpha of the other.

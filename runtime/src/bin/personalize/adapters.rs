@@ -62,6 +62,9 @@ pub fn run(args: &Adapters) -> Result<(), Failure> {
             done("exported", &id, Some(out), json.json)
         }
         Adapters::Import { adapter, from, json } => {
+            // What cannot be imported creates no store.
+            let record = run::read_record(from).map_err(|error| format!("{}: {error}", from.display()))?;
+            Record::decode(&record).map_err(|error| format!("{}: {error}", from.display()))?;
             let store = AdapterStore::open(&adapter.store.store)?;
             let (store, id) = (run::with_key(store, adapter.store.key_file.as_deref())?, run::id(adapter));
             store.import(&id, from)?;
@@ -97,8 +100,11 @@ fn done(what: &'static str, id: &AdapterId, file: Option<&Path>, json: bool) -> 
 }
 
 fn list(store: &AdapterStore, json: bool) -> Result<(), Failure> {
-    // A store that cannot be written has nothing swept, and can be listed.
-    let swept = store.sweep().unwrap_or_default();
+    // A store that cannot be written can be listed.
+    let swept = store.sweep().unwrap_or_else(|error| {
+        output::note(format_args!("no leftover files were removed: {}", output::with_causes(&error)));
+        0
+    });
     let adapters: Vec<Listed> = store
         .adapters()?
         .into_iter()
@@ -123,7 +129,13 @@ fn list(store: &AdapterStore, json: bool) -> Result<(), Failure> {
     if swept > 0 {
         write!(text, "\n{swept} leftover files removed")?;
     }
-    output::result(json, &Listing { store: store.dir(), adapters, swept }, &text)
+    let refused = |listed: &Listed| matches!(listed.found, Found::Refused { .. });
+    let all_refused = !adapters.is_empty() && adapters.iter().all(refused);
+    output::result(json, &Listing { store: store.dir(), adapters, swept }, &text)?;
+    match all_refused {
+        true => Err("none of these adapters can be read; their errors say why".into()),
+        false => Ok(()),
+    }
 }
 
 fn look_at(store: &AdapterStore, id: &AdapterId) -> Found {

@@ -213,8 +213,8 @@ pub struct Train {
     /// Adapter and its start
     #[command(flatten)]
     pub adapter: NewAdapter,
-    /// Optimizer steps to take
-    #[arg(long, value_name = "N", conflicts_with = "epochs", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Optimizer steps to take; 0 with --prototypes, for a head of class means as it is
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
     pub steps: Option<u64>,
     /// Times to go through the data [default: 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -256,7 +256,7 @@ pub struct Train {
     #[arg(long, value_name = "X", value_parser = parse_share, allow_negative_numbers = true)]
     pub hold_back: Option<f32>,
     /// How the record stores values
-    #[arg(long, default_value = "f16")]
+    #[arg(long, default_value = "f16", conflicts_with = "adapter_budget")]
     pub dtype: DtypeArg,
     /// Start the head at the means of its classes
     #[arg(long)]
@@ -323,8 +323,20 @@ pub struct NewAdapter {
 impl Train {
     /// What contradicts itself, where the parser cannot tell.
     pub fn conflict(&self) -> Option<String> {
-        let momentum = self.momentum.is_some() && self.optimizer != "sgd";
-        momentum.then(|| format!("--momentum has no meaning for {}; use --optimizer sgd", self.optimizer))
+        if self.momentum.is_some() && self.optimizer != "sgd" {
+            return Some(format!("--momentum has no meaning for {}; use --optimizer sgd", self.optimizer));
+        }
+        if self.steps != Some(0) {
+            return None;
+        }
+        match (self.prototypes, self.hold_back, &self.log) {
+            (false, ..) => Some("--steps 0 trains nothing; take at least 1, or add --prototypes".to_owned()),
+            (true, Some(_), _) => {
+                Some("--hold-back judges training, and --steps 0 does none; leave one out".to_owned())
+            }
+            (true, None, Some(_)) => Some("--log is of steps, and --steps 0 takes none; leave one out".to_owned()),
+            (true, None, None) => None,
+        }
     }
 }
 

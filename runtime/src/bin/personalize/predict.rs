@@ -1,7 +1,7 @@
 use inlay_runtime::{Dataset, npz};
 use serde::Serialize;
 
-use crate::args::Predict;
+use crate::args::{AdapterArgs, Predict};
 use crate::output::{self, Failure, Progress};
 use crate::run;
 
@@ -21,6 +21,8 @@ struct Output<'a> {
 
 /// `personalize predict`.
 pub fn run(args: &Predict) -> Result<(), Failure> {
+    let AdapterArgs { adapter, key_file, .. } = &args.adapter;
+    run::expect_no_input("--out", &args.out, &args.base, &[Some(&args.data), adapter.as_ref(), key_file.as_ref()])?;
     let mut session = run::session(&args.base, &args.device)?;
     let data = Dataset::read(session.base(), &args.data)?;
     let adapter = run::adapter(session.base(), &args.adapter)?;

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use inlay_runtime::base::MODEL_FILE;
 use inlay_runtime::peft::Prefix;
 use inlay_runtime::store::{AdapterId, AdapterStore, MAX_RECORD_BYTES, StoreKey};
 use inlay_runtime::{Adapter, Base, Device, DeviceOptions, LogSink, Session, SessionOptions, Verify};
@@ -67,8 +68,20 @@ pub fn adapter_at(base: &Base, path: &Path) -> Result<Adapter, Failure> {
     Adapter::from_record(base, &record).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
+/// Checks that a file that `option` names may be written: that it is none of `inputs`, nor a file of the base.
+pub fn expect_no_input(option: &str, path: &Path, base: &Path, inputs: &[Option<&PathBuf>]) -> Result<(), Failure> {
+    let Ok(written) = path.canonicalize() else { return Ok(()) };
+    let is_written = |input: &Path| input.canonicalize().is_ok_and(|input| input == written);
+    let of_base = [base.join(MODEL_FILE), base.join(MODEL_FILE).with_added_extension("data")];
+    let inputs = inputs.iter().flatten().map(|input| input.as_path());
+    match inputs.chain([base]).chain(of_base.iter().map(PathBuf::as_path)).any(is_written) {
+        true => Err(format!("{option} {} is an input of this run; choose another file", path.display()).into()),
+        false => Ok(()),
+    }
+}
+
 /// The bytes of a file, as far as a record can be long, and one more, which no decoder accepts.
-fn read_record(path: &Path) -> std::io::Result<Vec<u8>> {
+pub fn read_record(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_RECORD_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

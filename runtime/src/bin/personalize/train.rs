@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use inlay_format::record::{Record, RecordChecksum};
 use inlay_runtime::store::{AdapterId, AdapterStore, SealError, StoreError};
 use inlay_runtime::train::{Evaluation, StepReport, Verdict, losses, optimizers, prototypes};
-use inlay_runtime::{Adapter, Base, Dataset, Dtype, TrainOptions, Trainer};
+use inlay_runtime::{Adapter, Base, Dataset, Dtype, HostTensor, Session, TrainOptions, Trainer};
 use serde::Serialize;
 
 use crate::args::Train;
@@ -26,8 +26,10 @@ struct Summary<'a> {
     parameters: usize,
     samples: usize,
     steps: u64,
-    loss: f32,
-    ms_per_step: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ms_per_step: Option<f64>,
     device: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     carried_over: Option<CarriedOver>,
@@ -71,14 +73,107 @@ pub fn run(args: &Train) -> Result<(), Failure> {
     }
     let dtype = chosen.unwrap_or_else(|| Dtype::from(args.dtype));
     let (points, parameters) = (adapter.points().count(), adapter.parameter_count());
-    let mut trainer = Trainer::new(&mut session, adapter, &data, options(args))?;
-    let carried_over = if old.is_some() { trainer.judge()? } else { None };
-    let on_old_base = match (&old, &args.old_base) {
+    expect_classes(&adapter, &data, args)?;
+    let Outcome { adapter, steps, loss, ms_per_step, carried_over, verdict } = match args.steps {
+        Some(0) => Outcome::of_means(adapter),
+        _ => train(&mut session, adapter, &data, args, old.as_deref())?,
+    };
+    let record = adapter.to_record(dtype)?;
+    before.save(&store, &id, &record)?;
+
+    let device = &session.device().name;
+    let summary = Summary {
+        user: &id.user,
+        name: id.name.as_deref(),
+        record: &path,
+        bytes: record.len(),
+        points,
+        parameters,
+        samples: data.len(),
+        steps,
+        loss,
+        ms_per_step,
+        device,
+        carried_over: carried_over.map(CarriedOver::from),
+        held_back: verdict.map(HeldBack::from),
+    };
+    let trained = match loss.zip(ms_per_step) {
+        Some((loss, ms)) => {
+            format!("{steps} steps on {} samples, last loss {loss:.4}, {ms:.2} ms a step on {device}", data.len())
+        }
+        None => format!("class means of {} samples on {device}", data.len()),
+    };
+    let mut text = format!(
+        "{}: {trained}\n{parameters} parameters at {points} points -> {} ({} bytes)",
+        id.user,
+        path.display(),
+        record.len(),
+    );
+    if let Some(Change { verdict, on_old_base }) = carried_over {
+        text.push_str(&format!("\ncarried over to this base, before training: {verdict}"));
+        if let Some(old) = on_old_base {
+            text.push_str(&format!("\nthe change of the base costs it {}", Cost { old, new: verdict.adapter }));
+        }
+    }
+    if let Some(verdict) = verdict {
+        text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
+    }
+    output::result(args.json.json, &summary, &text)
+}
+
+/// A class that the head does not have is said before the work, with the option that gives it one.
+fn expect_classes(adapter: &Adapter, data: &Dataset, args: &Train) -> Result<(), Failure> {
+    let of_head = args.output.as_deref().is_none_or(|output| adapter.outputs().any(|own| own == output));
+    let largest = data.labels().and_then(HostTensor::ints).and_then(|labels| labels.into_iter().max());
+    match (adapter.head_classes(), largest) {
+        (Some(classes), Some(largest)) if of_head && usize::try_from(largest).is_ok_and(|class| class >= classes) => {
+            let wanted = largest + 1;
+            Err(format!("labels go up to {largest}, and the head has {classes} classes; use --classes {wanted}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What became of an adapter.
+struct Outcome {
+    adapter: Adapter,
+    steps: u64,
+    loss: Option<f32>,
+    ms_per_step: Option<f64>,
+    carried_over: Option<Change>,
+    verdict: Option<Verdict>,
+}
+
+impl Outcome {
+    /// A head of class means, without training.
+    fn of_means(adapter: Adapter) -> Self {
+        Outcome { adapter, steps: 0, loss: None, ms_per_step: None, carried_over: None, verdict: None }
+    }
+}
+
+/// What an adapter of another base does on this one.
+#[derive(Clone, Copy)]
+struct Change {
+    verdict: Verdict,
+    on_old_base: Option<Evaluation>,
+}
+
+/// Trains `adapter`, which was made of the record `old` of another base, if that is given.
+fn train(
+    session: &mut Session,
+    adapter: Adapter,
+    data: &Dataset,
+    args: &Train,
+    old: Option<&[u8]>,
+) -> Result<Outcome, Failure> {
+    let mut trainer = Trainer::new(session, adapter, data, options(args))?;
+    let on_old_base = match (old, &args.old_base) {
         (Some(record), Some(base)) => Some(on_old_base(args, base, record, trainer.held_back())?),
         _ => None,
     };
-    let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref()];
-    let mut log = args.log.as_deref().map(|log| Log::create(log, &inputs)).transpose()?;
+    let verdict = if old.is_some() { trainer.judge()? } else { None };
+    let carried_over = verdict.map(|verdict| Change { verdict, on_old_base });
+    let mut log = args.log.as_deref().map(|log| Log::create(log, args)).transpose()?;
 
     let mut progress = Progress::new("training", trainer.steps());
     let mut log_error = None;
@@ -100,49 +195,14 @@ pub fn run(args: &Train) -> Result<(), Failure> {
         log.finish()?;
     }
     let trained = trained?;
-    let record = trained.adapter.to_record(dtype)?;
-    before.save(&store, &id, &record)?;
-
-    let device = &session.device().name;
-    let summary = Summary {
-        user: &id.user,
-        name: id.name.as_deref(),
-        record: &path,
-        bytes: record.len(),
-        points,
-        parameters,
-        samples: data.len(),
+    Ok(Outcome {
+        adapter: trained.adapter,
         steps: trained.steps,
-        loss: trained.loss,
-        ms_per_step: trained.ms_per_step,
-        device,
-        carried_over: carried_over.map(|verdict| CarriedOver {
-            on_new_base: HeldBack::from(verdict),
-            on_old_base: on_old_base.map(Figures::from),
-        }),
-        held_back: trained.verdict.map(HeldBack::from),
-    };
-    let mut text = format!(
-        "{}: {} steps on {} samples, last loss {:.4}, {:.2} ms a step on {device}\n{} parameters at {points} points -> {} ({} bytes)",
-        id.user,
-        trained.steps,
-        data.len(),
-        trained.loss,
-        trained.ms_per_step,
-        parameters,
-        path.display(),
-        record.len(),
-    );
-    if let Some(verdict) = carried_over {
-        text.push_str(&format!("\ncarried over to this base, before training: {verdict}"));
-        if let Some(old) = on_old_base {
-            text.push_str(&format!("\nthe change of the base costs it {}", Cost { old, new: verdict.adapter }));
-        }
-    }
-    if let Some(verdict) = trained.verdict {
-        text.push_str(&format!("\non {} samples held back: {verdict}", verdict.base.samples));
-    }
-    output::result(args.json.json, &summary, &text)
+        loss: Some(trained.loss),
+        ms_per_step: Some(trained.ms_per_step),
+        carried_over,
+        verdict: trained.verdict,
+    })
 }
 
 /// The record, unless it belongs to `base`: then there is no change of the base.
@@ -214,6 +274,12 @@ fn checksum(record: &[u8]) -> RecordChecksum {
     Record::decode(record).expect("a store gives whole records").checksum()
 }
 
+impl From<Change> for CarriedOver {
+    fn from(Change { verdict, on_old_base }: Change) -> Self {
+        CarriedOver { on_new_base: verdict.into(), on_old_base: on_old_base.map(Figures::from) }
+    }
+}
+
 impl From<Verdict> for HeldBack {
     fn from(verdict: Verdict) -> Self {
         HeldBack { samples: verdict.base.samples, base: verdict.base.into(), adapter: verdict.adapter.into() }
@@ -272,13 +338,10 @@ struct LogLine {
 }
 
 impl Log {
-    /// Replaces the file at `path`, unless it is one of `inputs`.
-    fn create(path: &Path, inputs: &[Option<&PathBuf>]) -> Result<Self, Failure> {
-        let same =
-            |input: &PathBuf| path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|i| i == path));
-        if inputs.iter().flatten().any(|input| same(input)) {
-            return Err(format!("--log {} is an input of this run; choose another file", path.display()).into());
-        }
+    /// Replaces the file at `path`, unless the run reads it.
+    fn create(path: &Path, args: &Train) -> Result<Self, Failure> {
+        let inputs = [Some(&args.data), args.adapter.init_adapter.as_ref(), args.stored.store.key_file.as_ref()];
+        run::expect_no_input("--log", path, &args.base, &inputs)?;
         let file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Log { path: path.to_path_buf(), file: BufWriter::new(file) })
     }
