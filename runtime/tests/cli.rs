@@ -282,6 +282,97 @@ fn heads_and_budgets() {
         train("refused", &["--adapter-budget", "1KB", "--rank", "2"]).iter().map(String::as_str),
         "cannot be used with",
     );
+    // The budget chooses the dtype.
+    fails(
+        2,
+        train("refused", &["--adapter-budget", "1KB", "--dtype", "f32"]).iter().map(String::as_str),
+        "cannot be used with",
+    );
+}
+
+/// Samples around one centre a class, three of each.
+fn clusters(scratch: &Scratch, name: &str, classes: &[i64]) -> String {
+    let centre = |class: i64| [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0], [-3.0, -3.0, 1.0]][class as usize];
+    let rows: Vec<(i64, f32)> = classes.iter().flat_map(|&c| [0.0, 0.2, -0.2].map(|off| (c, off))).collect();
+    let x: Vec<f32> = rows.iter().flat_map(|(class, off)| centre(*class).map(|x: f32| x + off)).collect();
+    let labels: Vec<i64> = rows.iter().map(|(class, _)| *class).collect();
+    let arrays = [
+        ("x", HostTensor::new([rows.len(), 3], x).unwrap()),
+        ("labels", HostTensor::new([rows.len()], labels).unwrap()),
+    ];
+    scratch.write(name, &arrays)
+}
+
+#[test]
+fn a_new_class_is_enrolled_from_three_samples_without_a_step() {
+    let scratch = Scratch::new();
+    let (store, record) = (scratch.name("store"), scratch.name("store/anna.adapter"));
+    let (known, three) = (clusters(&scratch, "known.npz", &[0, 1, 2]), clusters(&scratch, "three.npz", &[3]));
+    let all = clusters(&scratch, "all.npz", &[0, 1, 2, 3]);
+    let enrol = |data: &str, more: &[&str]| {
+        let fixed = ["train", "--base", BASE, "--user", "anna", "--store", &store, "--prototypes", "--steps", "0"];
+        json(fixed.into_iter().chain(["--data", data]).chain(more.iter().copied()))
+    };
+    let accuracy = |data: &str| {
+        let eval = json(["eval", "--base", BASE, "--data", data, "--user", "anna", "--store", &store]);
+        eval["adapter"]["accuracy"].as_f64().unwrap()
+    };
+    let summary = enrol(&known, &["--kind", "head", "--classes", "3"]);
+    assert_eq!((&summary["steps"], summary.get("loss")), (&Value::from(0), None), "{summary}");
+    assert_eq!(accuracy(&known), 1.0);
+    enrol(&three, &["--init-adapter", &record, "--classes", "4"]);
+    assert_eq!((accuracy(&three), accuracy(&all)), (1.0, 1.0));
+
+    let fixed = ["train", "--base", BASE, "--user", "bert", "--store", &store, "--kind", "head", "--data", &known];
+    let refused =
+        |code, more: &[&str], expected: &str| fails(code, fixed.into_iter().chain(more.iter().copied()), expected);
+    refused(1, &[], "labels go up to 2, and the head has 2 classes; use --classes 3");
+    refused(2, &["--steps", "0"], "--prototypes");
+    refused(2, &["--steps", "0", "--prototypes", "--hold-back", "0.5"], "--hold-back");
+    refused(2, &["--steps", "0", "--prototypes", "--log", "log.jsonl"], "--log");
+}
+
+#[test]
+fn what_a_run_reads_is_not_written_over() {
+    let scratch = Scratch::new().trained();
+    let inputs = scratch.write("x.npz", &[("x", floats(&[4, 3], 0.5))]);
+    let record = scratch.name("store/anna.adapter");
+    let base = scratch.name("base");
+    fs::create_dir(&base).unwrap();
+    for file in ["model.onnx", "model.onnx.data"] {
+        if let Ok(bytes) = fs::read(Path::new(BASE).join(file)) {
+            fs::write(scratch.at("base").join(file), bytes).unwrap();
+        }
+    }
+    let model = format!("{base}/model.onnx");
+    let before = scratch.files();
+    for out in [&inputs, &record, &model] {
+        let predict = ["predict", "--base", &base, "--data", &inputs, "--adapter", &record, "--out", out];
+        fails(1, predict, "is an input of this run");
+        let train = scratch.train(&inputs);
+        fails(1, train.iter().map(String::as_str).chain(["--log", &inputs]), "no array \"labels\"");
+    }
+    assert_eq!(scratch.files(), before);
+}
+
+#[test]
+fn a_store_is_listed_with_what_is_wrong_with_it() {
+    let scratch = Scratch::new().trained();
+    let (store, key) = (scratch.name("store"), scratch.name("key"));
+    fs::write(&key, [7; 32]).unwrap();
+    let output = personalize(["adapters", "list", "--store", &store, "--key-file", &key]);
+    assert_eq!(output.status.code(), Some(1), "no adapter of this store can be read with that key");
+    assert!(
+        text(&output.stdout).contains("anna") && text(&output.stderr).contains("none of these adapters can be read")
+    );
+    // What cannot be imported makes no store.
+    let nothing = scratch.name("nothing");
+    let import = |from: &str, expected: &str| {
+        fails(1, ["adapters", "import", "--user", "anna", "--store", &nothing, "--from", from], expected);
+        assert!(!scratch.at("nothing").exists());
+    };
+    import(&scratch.name("nofile"), "nofile");
+    import(&key, "not an adapter record");
 }
 
 #[test]

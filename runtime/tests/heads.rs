@@ -111,11 +111,30 @@ fn lora_and_head_are_trained_together_and_grow() {
 }
 
 #[test]
+fn a_head_sits_on_what_points_compute() {
+    let mut session = session();
+    let data = clusters(session.base(), &[0, 1, 2], 12, 1);
+    // Without an adapter there, the output of a point is another value under its name.
+    for tensor in ["hidden", "logits"] {
+        let new = Adapter::new(session.base(), &AdapterOptions::head(Some(tensor), 3)).unwrap();
+        let train = TrainOptions::new().steps(60).batch_size(12).lr(3e-2).hold_back(0.25).seed(2);
+        let trained = Trainer::new(&mut session, new, &data, train).unwrap();
+        let trained = { trained }.run(|_| ControlFlow::Continue(())).unwrap();
+        let verdict = trained.verdict.unwrap();
+        assert!(verdict.adapter.loss < 0.8 * verdict.base.loss, "{tensor}: {verdict}");
+        let read = Adapter::from_record(session.base(), &trained.adapter.to_record(Dtype::F32).unwrap()).unwrap();
+        assert_eq!(read, trained.adapter);
+    }
+}
+
+#[test]
 fn what_a_head_cannot_be_is_named() {
     let mut session = session();
     let base = session.base().clone();
     let refused = Adapter::new(&base, &AdapterOptions::head(Some("nose"), 3)).unwrap_err();
     assert!(matches!(refused, AdapterError::Targets(_)), "{refused}");
+    let listed = refused.to_string();
+    assert!(listed.contains("hidden") && !listed.contains("lora_") && !listed.contains(".base"), "{listed}");
     assert!(matches!(Adapter::new(&base, &AdapterOptions::head(None, 0)), Err(AdapterError::Rank { .. })));
     assert!(matches!(
         Adapter::new(&base, &AdapterOptions::head(None, 3).alpha(2.0)),

@@ -1,14 +1,15 @@
-"""Writes `kinds/*.npz`: what PyTorch computes when only biases, norm gains or whole weights are trained.
+"""Writes `kinds/*.npz`: what PyTorch computes when only biases, norm gains, whole weights or a new head are trained.
 
     python make_kind_goldens.py [NAME ...]
 
 Runs share the sources (`SOURCE/model.onnx`) and the data (`RUN/data.npz`) of `make_goldens.py`; its docstring says how the
-models are made. Each `kinds/NAME.npz` holds, for the f32 base:
+models are made. Each `kinds/NAME.npz` holds, for the f32 base, or the int4 one where the source is made for it:
   losses [steps]                    the mean loss of each step's batch, batches in order
   grad.PARAMETER                    gradients of the first step
   delta.PARAMETER                   the trained parameter less what it was before
   initial_output, final_output      over the whole of the data
-Optimizer: AdamW without weight decay, so that training a difference is training the parameter.
+Optimizer: AdamW without weight decay, so that training a difference is training the parameter. A head takes the place of the
+model's classifier and starts at zero.
 """
 
 import sys
@@ -39,13 +40,19 @@ RUNS = {
     "norm_llama": ("tiny_llama", 4, 2e-2, gains),
     "bias_norm_encoder": ("encoder", 4, 1e-2, lambda name: biases(name) or gains(name)),
     "dense_encoder": ("encoder", 4, 1e-3, lambda name: name.endswith(("1.attention.self.query.weight", "classifier.weight"))),
+    "bias_norm_int4": ("encoder_int4", 4, 1e-2, lambda name: biases(name) or gains(name)),
+    "dense_int4": ("encoder_int4", 4, 1e-3, lambda name: name.endswith(("1.attention.self.query.weight", "0.attention.output.dense.weight"))),
+    "head_int4": ("encoder_int4", 4, 1e-2, lambda name: name.startswith("classifier.")),
     "dense_cnn": ("cnn", 8, 1e-3, lambda name: name in ("block1.conv1.weight", "fc.weight")),
 }
 
 
 def make(name: str) -> None:
     source, batch_size, lr, chosen = RUNS[name]
-    model, _ = base_model(source, "f32")
+    model, _ = base_model(source, "int4" if source.endswith("int4") else "f32")
+    if name.startswith("head_"):
+        for parameter in model.classifier.parameters():
+            nn.init.zeros_(parameter)
     arrays = np.load(HERE / source / "data.npz")
     labels = torch.from_numpy(arrays["labels"])
     inputs = tuple(torch.from_numpy(arrays[k]) for k in arrays.files if k != "labels")

@@ -27,7 +27,10 @@ fn off(found: &[f32], expected: &[f32]) -> f64 {
 /// Trains what PyTorch trained, and compares losses, first gradients, parameters and outputs.
 fn check(name: &str, source: &str, batch_size: usize, lr: f32, options: &[(&str, Option<&[&str]>)]) {
     let folder = tempfile::tempdir().unwrap();
-    export(source, "none", &[], folder.path());
+    // What PyTorch trained through is what int4 makes of this source.
+    let int4: &[&str] = &["--int4-block", "16", "--int4-method", "search"];
+    let (quant, more) = if source.ends_with("int4") { ("int4", int4) } else { ("none", &[][..]) };
+    export(source, quant, more, folder.path());
     let golden = root().join("tests/golden");
     let expected: BTreeMap<String, HostTensor> =
         npz::read(&golden.join("kinds").join(name).with_extension("npz")).unwrap().into_iter().collect();
@@ -48,17 +51,19 @@ fn check(name: &str, source: &str, batch_size: usize, lr: f32, options: &[(&str,
     let mut session = Session::open(folder.path()).unwrap();
     let data = Dataset::read(session.base(), golden.join(source).join("data.npz")).unwrap();
     let part = |(kind, targets): &(&str, Option<&[&str]>)| {
-        let part = AdapterOptions::kind(*kind, 0);
+        let part = AdapterOptions::kind(*kind, if *kind == "head" { CLASSES } else { 0 });
         targets.map_or(part.clone(), |targets| part.targets(targets.iter().copied()))
     };
     let options = options.iter().map(part).reduce(AdapterOptions::and).unwrap();
     let adapter = Adapter::new(session.base(), &options).unwrap();
-    let points: Vec<String> = adapter.points().map(|point| point.path().to_owned()).collect();
+    let points: Vec<String> = adapter.tensors().map(|(binding, _)| binding.name.clone()).collect();
     let trained_there: Vec<&str> = expected.keys().filter_map(|key| key.strip_prefix("delta.")).collect();
     assert_eq!(points.len(), trained_there.len(), "{points:?} against {trained_there:?}");
-    // Dense points are modules, the others parameters, as both name them.
-    let parameter = |path: &str| {
-        if expected.contains_key(&format!("delta.{path}")) { path.to_owned() } else { format!("{path}.weight") }
+    // Dense points are modules, the others parameters, as both name them; a head is a classifier.
+    let parameter = |tensor: &str| match tensor.strip_suffix(".delta") {
+        Some(path) if expected.contains_key(&format!("delta.{path}")) => path.to_owned(),
+        Some(path) => format!("{path}.weight"),
+        None => format!("classifier.{}", tensor.rsplit_once("head_").expect("a head's tensor").1),
     };
 
     let train = TrainOptions::new()
@@ -75,27 +80,31 @@ fn check(name: &str, source: &str, batch_size: usize, lr: f32, options: &[(&str,
         assert!(error <= 1e-4, "{name}, step {step}: loss {} not {loss}", report.loss);
         if step == 0 {
             for (tensor, gradient) in trainer.gradients().unwrap() {
-                let path = tensor.strip_suffix(".delta").unwrap();
-                let theirs = as_ours(&format!("grad.{}", parameter(path)), gradient.shape());
+                let theirs = as_ours(&format!("grad.{}", parameter(&tensor)), gradient.shape());
                 let error = off(gradient.floats().unwrap(), &theirs);
-                assert!(error <= 1e-4, "{name}, gradient of {path}: off by {error:.1e} of its norm");
+                assert!(error <= 1e-4, "{name}, gradient of {tensor}: off by {error:.1e} of its norm");
             }
         }
     }
     let trained = trainer.adapter();
-    for point in trained.points() {
-        let theirs = as_ours(&format!("delta.{}", parameter(point.path())), &point.parameters()[0].shape);
-        let error = off(&point.tensors()[0], &theirs);
-        assert!(error <= 1e-3, "{name}, trained {}: off by {error:.1e} of its norm", point.path());
+    for (binding, values) in trained.tensors() {
+        let theirs = as_ours(&format!("delta.{}", parameter(&binding.name)), &binding.shape);
+        let error = off(values, &theirs);
+        assert!(error <= 1e-3, "{name}, trained {}: off by {error:.1e} of its norm", binding.name);
     }
     let record = trained.to_record(Dtype::F32).unwrap();
     let read = Adapter::from_record(session.base(), &record).unwrap();
     assert_eq!(read, trained);
+    // A head's output comes last; without one the base's is the only one.
+    let has_head = read.head_classes().is_some();
     let mut output = |adapter| {
         session.set_adapter(adapter).unwrap();
-        session.predict_all(&data, batch_size, |_| ()).unwrap()[0].1.to_floats()
+        session.predict_all(&data, batch_size, |_| ()).unwrap().pop().unwrap().1.to_floats()
     };
     for (adapter, key) in [(None, "initial_output"), (Some(read), "final_output")] {
+        if adapter.is_none() && has_head {
+            continue;
+        }
         let error = off(&output(adapter), floats(key));
         assert!(error <= 1e-3, "{name}, {key}: off by {error:.1e} of its norm");
     }
@@ -121,6 +130,17 @@ fn norm_gains_are_trained_as_pytorch_trains_them() {
 fn whole_weights_are_trained_as_pytorch_trains_them() {
     check("dense_encoder", "encoder", 4, 1e-3, &[("dense", Some(&["*.1.attention.self.query", "classifier"]))]);
     check("dense_cnn", "cnn", 8, 1e-3, &[("dense", Some(&["block1.conv1", "fc"]))]);
+}
+
+/// Of the encoders among the goldens.
+const CLASSES: u16 = 10;
+
+#[test]
+fn int4_bases_are_trained_through_as_pytorch_does_it() {
+    check("bias_norm_int4", "encoder_int4", 4, 1e-2, &[("norm", None), ("bias", Some(BIASES))]);
+    let dense = &["*.1.attention.self.query", "*.0.attention.output.dense"];
+    check("dense_int4", "encoder_int4", 4, 1e-3, &[("dense", Some(dense))]);
+    check("head_int4", "encoder_int4", 4, 1e-2, &[("head", None)]);
 }
 
 /// The f32 outputs of a session with an adapter.
@@ -174,6 +194,69 @@ fn lora_xs_trains_cores_alone_and_expands_to_lora() {
     }
 }
 
+/// A batch in which one sample has LoRA-XS, one LoRA and one none: each gives what it gives alone.
+#[test]
+fn lora_xs_mixes_with_lora_in_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    export("encoder", "int8", &["--basis", "8"], folder.path());
+    let mut session = Session::open(folder.path()).unwrap();
+    let data = Dataset::read(session.base(), root().join("tests/golden/encoder/data.npz")).unwrap().select(&[0, 1, 2]);
+    let inputs: Vec<(&str, &HostTensor)> = data.inputs().iter().map(|(name, x)| (name.as_str(), x)).collect();
+    let mut alone = vec![session.predict(&inputs).unwrap()[0].1.to_floats()];
+    for (i, (kind, size)) in [("lora-xs", 8), ("lora", 2)].into_iter().enumerate() {
+        let mut adapter = Adapter::new(session.base(), &AdapterOptions::kind(kind, size)).unwrap();
+        let tensors: Vec<(String, usize)> = adapter.tensors().map(|(b, x)| (b.name.clone(), x.len())).collect();
+        for (at, (name, len)) in tensors.into_iter().enumerate() {
+            let mut random = inlay_runtime::random::Random::new(i as u64, at as u64);
+            adapter.set_tensor(&name, &(0..len).map(|_| random.uniform(0.2)).collect::<Vec<f32>>()).unwrap();
+        }
+        session.add_adapter(kind, adapter).unwrap();
+        session.use_adapter(Some(kind)).unwrap();
+        alone.push(session.predict(&inputs).unwrap()[0].1.to_floats());
+        assert!(off(&alone[i + 1], &alone[0]) > 1e-2, "{kind} has an effect");
+    }
+    let rows = [Some("lora-xs"), None, Some("lora")];
+    for _ in 0..2 {
+        let mixed = session.predict_rows(&rows, &inputs).unwrap()[0].1.to_floats();
+        let one = mixed.len() / 3;
+        for (row, adapter) in [1, 0, 2].into_iter().enumerate() {
+            let range = row * one..(row + 1) * one;
+            let error = off(&mixed[range.clone()], &alone[adapter][range]);
+            assert!(error < 1e-5, "sample {row} with {:?}: off by {error:.1e}", rows[row]);
+        }
+    }
+}
+
+/// What each kind trains is listed, LoRA-XS as far as the file has a basis.
+#[test]
+fn inspect_counts_every_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let inspect = |more: &[&str]| {
+        export("encoder", "int8", more, folder.path());
+        let output = Command::new(binary("converter")).arg("inspect").arg(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let line = |text: &str, kind: &str| {
+        let found = text.lines().find(|line| line.starts_with(&format!("{kind} ")) && line.contains(" trains "));
+        found.unwrap_or_default().to_owned()
+    };
+    let plain = inspect(&[]);
+    for kind in ["lora", "dense", "bias", "norm", "head"] {
+        assert!(!line(&plain, kind).is_empty(), "{kind}: {plain}");
+    }
+    assert!(line(&plain, "lora-xs").contains("export with --basis"), "{plain}");
+    for kind in ["ia3", "bottleneck", "prompt"] {
+        assert!(line(&plain, kind).is_empty(), "{kind}: {plain}");
+    }
+    let all = inspect(&["--kinds", "lora,ia3,bottleneck,prompt", "--basis", "8"]);
+    for kind in ["ia3", "bottleneck", "prompt"] {
+        assert!(!line(&all, kind).is_empty(), "{kind}: {all}");
+    }
+    let cores = line(&all, "lora-xs");
+    assert!(cores.contains("r = 8") && cores.contains("trains 832 ") && !cores.contains("--basis"), "{all}");
+}
+
 #[test]
 fn a_base_without_a_basis_says_how_to_get_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -181,6 +264,76 @@ fn a_base_without_a_basis_says_how_to_get_one() {
     let session = Session::open(folder.path()).unwrap();
     let refused = Adapter::new(session.base(), &AdapterOptions::kind("lora-xs", 8)).unwrap_err().to_string();
     assert!(refused.contains("--basis"), "{refused}");
+}
+
+/// A head on a tensor: trained until its loss has fallen, and read from its record again.
+fn check_head(source: &str, tensor: &str, per_token: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    export(source, "none", &[], folder.path());
+    let mut session = Session::open(folder.path()).unwrap();
+    let inputs = npz::read(&root().join("tests/golden").join(source).join("data.npz")).unwrap();
+    let samples = inputs[0].1.shape()[0];
+    let mut shape = vec![samples];
+    shape.extend(per_token.then(|| inputs[0].1.shape()[1]));
+    // Every second sample is of the other class.
+    let each = shape.iter().product::<usize>() / samples;
+    let labels: Vec<i64> = (0..samples).flat_map(|i| vec![i as i64 % 2; each]).collect();
+    let inputs = inputs.into_iter().filter(|(name, _)| name != "labels");
+    let labels = ("labels".to_owned(), HostTensor::new(shape.clone(), labels).unwrap());
+    let data = Dataset::new(session.base(), inputs.chain([labels])).unwrap();
+
+    let new = Adapter::new(session.base(), &AdapterOptions::head(Some(tensor), 2)).unwrap();
+    let options = TrainOptions::new().steps(60).batch_size(samples).lr(5e-2).seed(1);
+    let mut losses = Vec::new();
+    let mut trainer = Trainer::new(&mut session, new, &data, options).unwrap();
+    while let Some(step) = trainer.step().unwrap() {
+        losses.push(step.loss);
+    }
+    let trained = trainer.adapter();
+    assert!(losses[59] < 0.95 * losses[0], "{source} {tensor}: loss {} -> {}", losses[0], losses[59]);
+    let read = Adapter::from_record(session.base(), &trained.to_record(Dtype::F32).unwrap()).unwrap();
+    assert_eq!(read, trained, "{source} {tensor}");
+    session.set_adapter(Some(read)).unwrap();
+    let outputs = session.predict_all(&data, samples, |_| ()).unwrap();
+    shape.push(2);
+    assert_eq!((outputs[1].0.as_str(), outputs[1].1.shape()), ("head", shape.as_slice()), "{source} {tensor}");
+}
+
+#[test]
+fn heads_sit_on_tokens_on_maps_and_on_the_outputs_of_points() {
+    let layer = "/bert/encoder/layer.0";
+    // Tokens: after a normalization, and what a point and its adapter compute.
+    check_head("encoder", "/bert/embeddings/LayerNorm/LayerNormalization_output_0", true);
+    check_head("encoder", &format!("{layer}/attention/self/query/MatMul_output_0"), true);
+    // Maps of signals: averaged over their length, whether an activation made them or a convolution with a point.
+    check_head("cnn", "/block1/Relu_1_output_0", false);
+    check_head("cnn", "/block1/conv1/Conv_output_0", false);
+    // Maps of images.
+    check_head("small_mobile", "/block1/act/Clip_output_0", false);
+    check_head("small_mobile", "/block1/project/project.0/Conv_output_0", false);
+    // Features, and the base's own answers.
+    check_head("cnn", "/Flatten_output_0", false);
+    check_head("cnn", "logits", false);
+}
+
+#[test]
+fn what_a_head_cannot_read_is_refused_with_names_of_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    export("encoder", "int8", &["--kinds", "lora,ia3,bottleneck,prompt"], folder.path());
+    let session = Session::open(folder.path()).unwrap();
+    let refused =
+        |tensor: &str| Adapter::new(session.base(), &AdapterOptions::head(Some(tensor), 2)).unwrap_err().to_string();
+    let nose = refused("nose");
+    assert!(nose.contains("/bert/") && !nose.contains("lora_") && !nose.contains("dequantized"), "{nose}");
+    // What the converter inserted, and what its weights are made of, is no tensor of the model.
+    let query = "bert.encoder.layer.0.attention.self.query";
+    for inserted in ["base", "lora_down", "lora_up"] {
+        let error = refused(&format!("{query}.{inserted}"));
+        assert!(error.contains("matches no point"), "{error}");
+    }
+    // [B, heads, T, T]: no convolution made it, so that no axis is known to hold channels.
+    let attention = refused("/bert/encoder/layer.0/attention/self/MatMul_output_0");
+    assert!(attention.contains("no convolution or pooling made it"), "{attention}");
 }
 
 /// Every kind through an int4 base: the gradient is the slope of the loss.

@@ -21,11 +21,19 @@ const QUANTS: [&[&str]; 4] = [
     &["--quant", "int4", "--int4-block", "16"],
     &["--quant", "int4", "--int4-block", "16", "--int4-method", "hqq"],
 ];
+/// Gains of RMS normalizations, and no biases.
+const LLAMA: &str = "golden/tiny_llama/model.onnx";
+/// Biases of convolutions and of Gemm.
+const CNN: &str = "golden/cnn/model.onnx";
 
 fn base(model: &str, quant: &[&str], more: &[&str], out: &Path) -> (Base, Arrays) {
     let (_, outputs, inputs) = MODELS.iter().find(|(name, ..)| *name == model).expect("a model of the list");
-    let mut arguments = vec!["--ia3-targets", outputs, "--ia3-feedforward", inputs];
-    arguments.extend(quant.iter().chain(more));
+    let ia3 = ["--ia3-targets", outputs, "--ia3-feedforward", inputs];
+    source(model, quant, &[&ia3[..], more].concat(), out)
+}
+
+fn source(model: &str, quant: &[&str], more: &[&str], out: &Path) -> (Base, Arrays) {
+    let arguments = [quant, more].concat();
     let source = root().join("tests").join(model);
     let data = match source.with_file_name("data.npz") {
         data if data.exists() => data,
@@ -200,6 +208,129 @@ fn factors_of_inputs_merge_into_floats_only() {
     }
 }
 
+/// Adapters of kinds that are in vectors, alone and with others, on models with each spelling of a bias and a gain.
+fn of_vectors(model: &str) -> Vec<AdapterOptions> {
+    let (bias, norm) = (|| AdapterOptions::kind("bias", 0), || AdapterOptions::kind("norm", 0));
+    match model {
+        LLAMA => vec![norm()],
+        CNN => vec![bias(), bias().and(AdapterOptions::lora(2))],
+        // At keys and values a bias is both moved and scaled: l (x W + b + delta).
+        _ => {
+            let scaled = bias().and(norm()).and(kind("ia3", 0, MODELS[0].1));
+            vec![bias(), norm().and(AdapterOptions::lora(2)), scaled]
+        }
+    }
+}
+
+#[test]
+fn biases_and_gains_merge_and_cost_nothing() {
+    for model in [MODELS[0].0, LLAMA, CNN] {
+        for quant in QUANTS {
+            let folder = tempfile::tempdir().expect("the system has a temporary folder");
+            let (at, out) = (folder.path().join("base"), folder.path().join("merged"));
+            let (base, inputs) = match model == MODELS[0].0 {
+                true => base(model, quant, &["--kinds", "lora,ia3"], &at),
+                false => source(model, quant, &[], &at),
+            };
+            let fed = refs(&inputs);
+            let mut session = adapters::session(&base, Device::Cpu);
+            let plain = session.predict(&fed).expect("the base runs");
+            for wanted in of_vectors(model) {
+                let adapter = random(&base, &wanted);
+                // Vectors are floats; LoRA beside them changes weights that would be quantized anew.
+                let keep = adapter.parts().iter().any(|part| part.kind().name() == "lora");
+                let options = if keep { MergeOptions::keep_float("f32").expect("a float") } else { Default::default() };
+                session.set_adapter(Some(adapter.clone())).expect("it is this base's");
+                let adapted = session.predict(&fed).expect("the adapter runs");
+                assert!(distance(floats(&adapted), floats(&plain)) > 1e-3, "{model}: the adapter changes something");
+                session.merge(&adapter, &options).expect("vectors merge");
+                let error = distance(floats(&session.predict(&fed).expect("it runs")), floats(&adapted));
+                assert!(error < 2e-5, "{model} {quant:?} {wanted:?}: merged it differs by {error:e}");
+                assert!(session.unmerge());
+                assert_eq!(session.predict(&fed).expect("the base runs"), plain, "{model}: bit for bit");
+                let merged = Merged::new(&base, &adapter, &options).expect("it merges");
+                assert_eq!(calls(&base, &inputs, Some(&merged)), calls(&base, &inputs, None), "merged costs nothing");
+
+                let more: &[&str] = if keep { &["--keep-float"] } else { &[] };
+                let merged = converted(&at, &adapter, more, &out).expect("it merges");
+                let found = adapters::session(&merged, Device::Cpu).predict(&fed).expect("it runs");
+                let error = distance(floats(&found), floats(&adapted));
+                assert!(error < 2e-5, "{model} {quant:?} {wanted:?}: converted it differs by {error:e}");
+                in_onnxruntime(&out, &inputs, &adapted);
+            }
+        }
+    }
+}
+
+/// The model has an output more, which onnxruntime computes as the session does with the adapter.
+#[test]
+fn heads_are_written_into_the_model() {
+    for (model, tensor) in [
+        (MODELS[0].0, None),
+        (MODELS[0].0, Some("/bert/embeddings/LayerNorm/LayerNormalization_output_0")),
+        (CNN, Some("/block1/Relu_1_output_0")),
+        (CNN, Some("/block1/conv1/Conv_output_0")),
+    ] {
+        let folder = tempfile::tempdir().expect("the system has a temporary folder");
+        let (at, out) = (folder.path().join("base"), folder.path().join("merged"));
+        let (base, inputs) = source(model, QUANTS[1], &[], &at);
+        let mut session = adapters::session(&base, Device::Cpu);
+        let head = || AdapterOptions::head(tensor, 5);
+        for wanted in [head(), head().and(AdapterOptions::kind("bias", 0))] {
+            let adapter = random(&base, &wanted);
+            let refused = session.merge(&adapter, &MergeOptions::default()).expect_err("it adds an output");
+            assert!(matches!(refused, SessionError::Merge(MergeError::Head)), "{refused}");
+            assert!(refused.to_string().contains("converter merge"), "{refused}");
+            session.set_adapter(Some(adapter.clone())).expect("it is this base's");
+            let adapted = session.predict(&refs(&inputs)).expect("the adapter runs");
+            assert_eq!(adapted.len(), 2);
+            let merged = converted(&at, &adapter, &[], &out).expect("it is written");
+            let names: Vec<&str> = merged.outputs().iter().map(|port| port.name.as_str()).collect();
+            assert_eq!(names, [adapted[0].0.as_str(), "head"], "{model} {tensor:?}");
+            let found = adapters::session(&merged, Device::Cpu).predict(&refs(&inputs)).expect("it runs");
+            for ((name, found), (_, expected)) in found.iter().zip(&adapted) {
+                let error = distance(&found.to_floats(), &expected.to_floats());
+                assert!(error < 1e-5, "{model} {tensor:?} {name}: differs by {error:e}");
+            }
+            in_onnxruntime(&out, &inputs, &adapted);
+        }
+    }
+}
+
+#[test]
+fn merged_layers_can_stay_halves() {
+    let (model, keep) = (MODELS[1].0, MergeOptions::keep_float("f16").expect("a float"));
+    for quant in &QUANTS[1..] {
+        let folder = tempfile::tempdir().expect("the system has a temporary folder");
+        let (at, out) = (folder.path().join("base"), folder.path().join("merged"));
+        let (base, inputs) = base(model, quant, &[], &at);
+        let fed = refs(&inputs);
+        let adapter = random(&base, &AdapterOptions::lora(2));
+        let mut session = adapters::session(&base, Device::Cpu);
+        session.set_adapter(Some(adapter.clone())).expect("it is this base's");
+        let adapted = session.predict(&fed).expect("the adapter runs");
+        let points = session.merge(&adapter, &keep).expect("LoRA merges").to_vec();
+        for point in &points {
+            assert_eq!(point.weight.scheme().name(), "f16", "{}", point.path);
+            // Ten bits of mantissa: half a unit in the last place of each element.
+            let lost = point.requantization.as_ref().expect("halves round");
+            assert!(lost.relative > 0.0 && lost.relative < 5e-4, "{}: {lost}", point.path);
+        }
+        let merged = session.predict(&fed).expect("it runs");
+        let error = distance(floats(&merged), floats(&adapted));
+        assert!(error < 2e-3, "{quant:?}: as halves it differs by {error:e}");
+        let requantized = session.unmerge() && session.merge(&adapter, &MergeOptions::default()).is_ok();
+        assert!(requantized);
+        let coarse = distance(floats(&session.predict(&fed).expect("it runs")), floats(&adapted));
+        assert!(error < coarse, "{quant:?}: halves lose {error:e}, {coarse:e} is lost without them");
+
+        let file = converted(&at, &adapter, &["--keep-float", "f16"], &out).expect("it merges");
+        let found = adapters::session(&file, Device::Cpu).predict(&fed).expect("it runs");
+        assert!(distance(floats(&found), floats(&merged)) < 1e-5);
+        in_onnxruntime(&out, &inputs, &merged);
+    }
+}
+
 #[test]
 fn what_no_weight_computes_is_refused_by_name() {
     let folder = tempfile::tempdir().expect("the system has a temporary folder");
@@ -208,7 +339,7 @@ fn what_no_weight_computes_is_refused_by_name() {
     let (base, inputs) = base(model, QUANTS[1], &["--kinds", "lora,ia3,bottleneck,prompt"], &at);
     let mut session: Session = adapters::session(&base, Device::Cpu);
     let plain = session.predict(&refs(&inputs)).expect("the base runs");
-    for (name, size) in [("bottleneck", 2), ("prompt", 3), ("bias", 0), ("norm", 0), ("head", 3)] {
+    for (name, size) in [("bottleneck", 2), ("prompt", 3)] {
         let adapter = random(&base, &AdapterOptions::kind(name, size));
         for options in [MergeOptions::default(), MergeOptions::keep_float("f32").expect("a float")] {
             let refused = session.merge(&adapter, &options).expect_err("no weight computes it");

@@ -84,9 +84,10 @@ mod tests {
             let options = TrainOptions::new().steps(8).lr(3e-2);
             Trainer::new(session, new, &data, options).unwrap().run(|_| ControlFlow::Continue(())).unwrap().adapter
         };
+        let bias = AdapterOptions::kind("bias", 0);
         let dense = AdapterOptions::kind("dense", 0);
         let both = AdapterOptions::lora(2).and(AdapterOptions::kind("dense", 0).targets(["head"]));
-        for options in [dense, both] {
+        for options in [bias, dense, both] {
             let adapter = train(&mut session, &options);
             let plain = session.predict_all(&data, 16, |_| ()).unwrap();
             session.set_adapter(Some(adapter.clone())).unwrap();
@@ -99,9 +100,10 @@ mod tests {
             assert!(distance(&floats(&merged), &floats(&plain)) > 1e-3);
             assert!(session.unmerge());
         }
+        let head = train(&mut session, &AdapterOptions::head(None, 2));
+        let refused = session.merge(&head, &MergeOptions::default()).unwrap_err();
+        assert!(refused.to_string().contains("use it as an adapter, or write it into a model"), "{refused}");
         let bias = train(&mut session, &AdapterOptions::kind("bias", 0));
-        let refused = session.merge(&bias, &MergeOptions::default()).unwrap_err();
-        assert!(refused.to_string().contains("kind \"bias\" cannot be merged"), "{refused}");
         session.add_adapter("b", bias).unwrap();
         let x = crate::HostTensor::new([2, 3], vec![0.5; 6]).unwrap();
         let refused = session.predict_rows(&[Some("b"), None], &[("x", &x)]).unwrap_err();
