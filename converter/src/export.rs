@@ -8,11 +8,10 @@ use inlay_format::metadata::FORMAT_KEY;
 use inlay_format::points::PointOp;
 
 use crate::basis;
-use crate::canonicalize::canonicalize;
+use crate::canonicalize::{canonicalize, note_of_halves};
 use crate::drawing;
 use crate::error::{Error, Result, io};
 use crate::insert::insert;
-use crate::integers::Integers;
 use crate::kinds::{Kinds, choose};
 use crate::kv_cache;
 use crate::points::{candidates, lookups};
@@ -102,13 +101,14 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
             paths: sites.get(name).map_or(Vec::new(), |site| site.paths.clone()),
             shape: source.dims().to_vec(),
             scheme: storage.scheme.name(),
-            source_bytes: source.integers().map_or(source.byte_len(), Integers::byte_len) as u64,
+            source_bytes: source.source_byte_len() as u64,
             bytes: written.packed[name].bytes,
             error: written.packed[name].error,
             reason: storage.reason.clone(),
         }
     });
     let kept = packing.kept.iter().filter(|k| canonical.constants.contains_key(&k.name)).cloned();
+    let told = notes(&packing, chosen.iter().map(|c| &c.candidate));
     let mut report = Report {
         source: options.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         producer: source.producer.clone(),
@@ -123,7 +123,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         skipped: all.iter().filter(|c| c.op != PointOp::Embedding).filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
-        notes: notes(&packing, chosen.iter().map(|c| &c.candidate)),
+        notes: note_of_halves(&source.graph).into_iter().chain(told).collect(),
         drawing: drawing::svg(&canonical, &chosen.iter().map(|c| c.candidate.path.as_str()).collect()),
     };
     write_model(&written, &points, "{}", folder)?;

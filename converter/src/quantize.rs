@@ -34,7 +34,7 @@ pub enum Quant {
     Int4,
     /// Half precision.
     F16,
-    /// As they are, f32.
+    /// As they are: f32, or f16 where the source has halves.
     None,
 }
 
@@ -297,9 +297,11 @@ impl Weight<'_> {
             Some(Err(obstacle)) => Some(obstacle),
             None => None,
         };
-        if asked == Quant::None {
-            return Err(obstacle.unwrap_or_else(|| "--quant none".into()));
-        }
+        let asked = match asked {
+            Quant::None if self.tensor.is_of_halves() => Quant::F16,
+            Quant::None => return Err(obstacle.unwrap_or_else(|| "--quant none".into())),
+            asked => asked,
+        };
         let layout = self.layout()?;
         let whole = |quant: Quant, reason| {
             let keep_sums = quant == Quant::Int8 && self.is_convolution();

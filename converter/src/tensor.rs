@@ -108,6 +108,8 @@ pub struct Tensor {
     pub dtype: DType,
     dims: Vec<usize>,
     source_dims: Vec<usize>,
+    /// Element type of `source`: narrower than `dtype` where floats are widened when they are read.
+    stored: DType,
     source: Bytes,
     /// What the floats are made of, where the source has integers; `source` is empty then.
     integers: Option<Arc<Integers>>,
@@ -137,7 +139,17 @@ impl Tensor {
             )));
         }
         let source_dims = dims.clone();
-        Ok(Tensor { dtype, source_dims, dims, source: bytes, integers: None, rewrites: Vec::new(), origin: None })
+        let stored = dtype;
+        Ok(Tensor {
+            dtype,
+            stored,
+            source_dims,
+            dims,
+            source: bytes,
+            integers: None,
+            rewrites: Vec::new(),
+            origin: None,
+        })
     }
 
     /// The floats of `integers`, which are made when they are read.
@@ -145,6 +157,7 @@ impl Tensor {
         let dims = integers.dims().to_vec();
         Tensor {
             dtype: DType::F32,
+            stored: DType::F32,
             source_dims: dims.clone(),
             dims,
             source: Bytes::new(),
@@ -196,6 +209,22 @@ impl Tensor {
         self.dtype.bytes(&self.dims).expect("checked when the tensor was made")
     }
 
+    /// Bytes of the values as the source has them.
+    pub fn source_byte_len(&self) -> usize {
+        self.integers().map_or(self.source.len(), Integers::byte_len)
+    }
+
+    /// The same floats as f32, made when they are read.
+    pub fn as_f32(&self) -> Tensor {
+        debug_assert!(self.dtype.is_float());
+        Tensor { dtype: DType::F32, ..self.clone() }
+    }
+
+    /// Whether f16 holds every value, because the source has halves, and nothing but their order was changed.
+    pub fn is_of_halves(&self) -> bool {
+        self.stored == DType::F16 && self.rewrites.iter().all(|r| *r == Rewrite::Transpose)
+    }
+
     /// What was done to the source.
     pub fn rewrites(&self) -> &[Rewrite] {
         &self.rewrites
@@ -219,12 +248,12 @@ impl Tensor {
     /// The same tensor made of other floats: `values` are those before the rewrites.
     pub fn with_source(&self, values: &[f32]) -> Tensor {
         let source = Tensor::from_f32(&self.source_dims, values).source;
-        Tensor { dtype: DType::F32, source, integers: None, ..self.clone() }
+        Tensor { dtype: DType::F32, stored: DType::F32, source, integers: None, ..self.clone() }
     }
 
-    /// The values' bytes, little-endian; a view where nothing was rewritten.
+    /// The values' bytes, little-endian; a view where nothing was rewritten or widened.
     pub fn bytes(&self) -> Bytes {
-        if self.rewrites.is_empty() && self.integers.is_none() {
+        if self.rewrites.is_empty() && self.integers.is_none() && self.stored == self.dtype {
             return self.source.clone();
         }
         self.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into()
@@ -297,7 +326,7 @@ impl Tensor {
             return integers.floats();
         }
         let b = &self.source;
-        match self.dtype {
+        match self.stored {
             DType::F32 => read(b, f32::from_le_bytes),
             DType::F64 => read(b, |c| f64::from_le_bytes(c) as f32),
             DType::F16 => read(b, |c| f16::from_le_bytes(c).to_f32()),
@@ -369,5 +398,18 @@ mod tests {
         assert_eq!(t.scalar(), Some(1.5));
         let t = Tensor::new(DType::I8, vec![2], vec![255u8, 3].into()).unwrap();
         assert_eq!(t.to_i64(), Some(vec![-1, 3]));
+    }
+
+    #[test]
+    fn halves_are_floats_when_they_are_read() {
+        let bytes: Vec<u8> = [1.5f32, -0.25].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        let t = Tensor::new(DType::F16, vec![1, 2], bytes.into()).unwrap().as_f32();
+        assert_eq!((t.dtype, t.byte_len(), t.source_byte_len()), (DType::F32, 8, 4));
+        assert_eq!(t.bytes(), Tensor::from_f32(&[1, 2], &[1.5, -0.25]).bytes());
+        let turned = t.rewritten(Rewrite::Transpose);
+        assert!(turned.is_of_halves() && !turned.rewritten(Rewrite::Scale(3.0)).is_of_halves());
+        let replaced = turned.with_source(&[0.1, 0.2]);
+        assert!(!replaced.is_of_halves());
+        assert_eq!(replaced.to_f32(), [0.1, 0.2]);
     }
 }

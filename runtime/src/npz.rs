@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -59,11 +60,11 @@ pub enum NpzError {
 
 /// Reads every array of the archive at `path`, in its order.
 ///
-/// Floats become f32 (`float64` is rounded), integers of every size and `bool` become i64. No array takes memory before its
-/// bytes are there.
+/// Floats of 16, 32 and 64 bits become f32 (`float64` is rounded), integers of every size and `bool` become i64. No array
+/// takes memory before its bytes are there.
 ///
 /// # Errors
-/// When the file is no `.npz`, is cut short or damaged, holds an array of another type, such as `float16`, or unpacks to more
+/// When the file is no `.npz`, is cut short or damaged, holds an array of another type, or unpacks to more
 /// than [`MAX_EXPANSION`] times its size and [`EXPANSION_FLOOR`].
 pub fn read(path: &Path) -> Result<Vec<(String, HostTensor)>, NpzError> {
     let io = |source| NpzError::Io { path: path.into(), source };
@@ -263,6 +264,7 @@ fn read_all(reader: &mut impl Read, buffer: &mut [u8]) -> Result<(), NpyError> {
 
 #[derive(Clone, Copy)]
 enum Dtype {
+    F16,
     F32,
     F64,
     Int { bytes: usize, signed: bool },
@@ -272,6 +274,7 @@ impl Dtype {
     fn parse(descr: &str) -> Option<Self> {
         let descr = descr.strip_prefix(['<', '|', '=']).unwrap_or(descr);
         Some(match descr {
+            "f2" => Dtype::F16,
             "f4" => Dtype::F32,
             "f8" => Dtype::F64,
             "i1" => Dtype::Int { bytes: 1, signed: true },
@@ -288,6 +291,7 @@ impl Dtype {
 
     fn bytes(self) -> usize {
         match self {
+            Dtype::F16 => 2,
             Dtype::F32 => 4,
             Dtype::F64 => 8,
             Dtype::Int { bytes, .. } => bytes,
@@ -297,13 +301,14 @@ impl Dtype {
     /// Bytes that an element takes when it is read.
     fn memory(self) -> u64 {
         match self {
-            Dtype::F32 | Dtype::F64 => 4,
+            Dtype::F16 | Dtype::F32 | Dtype::F64 => 4,
             Dtype::Int { .. } => 8,
         }
     }
 
     fn decode(self, data: &[u8]) -> Result<HostData, NpyError> {
         Ok(match self {
+            Dtype::F16 => HostData::F32(data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
             Dtype::F32 => HostData::F32(data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F64 => HostData::F32(data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect()),
             Dtype::Int { bytes, signed } => HostData::I64(
@@ -431,6 +436,8 @@ mod tests {
         let one = 1.5f64.to_le_bytes();
         let array = parse("{'shape': (1, 1), 'fortran_order': False, \"descr\": '<f8'}\n", &one).unwrap();
         assert_eq!(array, HostTensor::of([1, 1], vec![1.5]));
+        let array = parse("{'descr': '<f2', 'fortran_order': False, 'shape': (2,), }", &[0, 0x3e, 0, 0xfc]).unwrap();
+        assert_eq!(array, HostTensor::of([2], vec![1.5, f32::NEG_INFINITY]));
         let array = parse("{'descr': '|b1', 'fortran_order': False, 'shape': (2,), }", &[0, 1]).unwrap();
         assert_eq!(array, HostTensor::of([2], vec![0i64, 1]));
         let array = parse("{'descr': '<i2', 'fortran_order': True, 'shape': (1,), }", &[0xfe, 0xff]).unwrap();
@@ -449,7 +456,7 @@ mod tests {
             "{'descr': '<f4', 'fortran_order': False, }",
             "{'descr': '<f4', 'fortran_order': 0, 'shape': (1,), }",
             "{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }",
-            "{'descr': '<f2', 'fortran_order': False, 'shape': (2,), }",
+            "{'descr': '<c8', 'fortran_order': False, 'shape': (2,), }",
             "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
             "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }",
             "{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1), }",

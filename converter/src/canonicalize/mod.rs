@@ -7,6 +7,7 @@ mod constants;
 mod functions;
 mod gelu;
 mod gelus;
+mod halves;
 mod identity;
 mod layer_norm;
 mod layout;
@@ -21,6 +22,7 @@ mod rotary;
 mod tied;
 mod variadic;
 
+pub(crate) use halves::note as note_of_halves;
 pub use primitives::{ALL as EXPANSIONS, Expansion, find as expansion};
 
 use crate::error::{Error, Result};
@@ -99,8 +101,8 @@ fn primitive(mut graph: Graph, opset: i64) -> Result<Graph> {
 /// Functions in branches in functions.
 const MAX_ROUNDS: usize = 16;
 
-/// The graph of `model` with functions inlined, Constant nodes made constants, quantized weights made floats that remember
-/// their integers, and nothing that no output needs, whatever its operators.
+/// The graph of `model` with functions inlined, Constant nodes made constants, halves made floats, quantized weights made floats
+/// that remember their integers, and nothing that no output needs, whatever its operators.
 ///
 /// # Errors
 /// If a function cannot be inlined.
@@ -120,6 +122,7 @@ pub(crate) fn flattened(model: &Model) -> Result<Graph> {
             break;
         }
     }
+    halves::run(&mut graph);
     quantized::run(&mut graph, model.opset)?;
     graph.sort()?;
     graph.sweep();
