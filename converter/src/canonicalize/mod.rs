@@ -3,6 +3,7 @@
 mod attention;
 mod batch_norm;
 mod branches;
+mod clip;
 mod constants;
 mod functions;
 mod gelu;
@@ -46,6 +47,7 @@ pub const ALL: &[Pass] = &[
     Pass { name: "no identity", run: identity::run },
     // What depended on an exporter's CastLike is constant only now.
     Pass { name: "constants folded", run: |graph| types::infer(graph, OPSET) },
+    Pass { name: "bounds that are known", run: clip::run },
     Pass { name: "LayerNormalization", run: layer_norm::run },
     Pass { name: "Gelu", run: gelu::run },
     Pass { name: "Pad folded", run: pad::run },
