@@ -7,12 +7,16 @@ use inlay_runtime::{HostData, LABELS, npz};
 
 use crate::error::{Error, Result};
 use crate::graph::{Dim, Graph, Port};
+use crate::tensor::DType;
 
 /// Examples in a generated batch.
 const BATCH: usize = 3;
 
 /// Sizes tried for dimensions that the model leaves open, until one fits it.
-pub const OPEN_SIZES: [usize; 5] = [7, 16, 32, 128, 224];
+pub const OPEN_SIZES: [usize; 7] = [7, 16, 32, 128, 224, 1_024, 16_000];
+
+/// Larger ones are for signals only.
+const LARGEST_OF_ALL: usize = 224;
 
 /// The values fed to an input.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,13 +49,65 @@ pub struct Output {
     pub values: Vec<f32>,
 }
 
+/// Inputs that a model may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attempt {
+    /// The inputs.
+    pub feeds: Vec<Feed>,
+    /// The same with every boolean turned, for outputs that are not finite: a mask may say what counts, or what does not.
+    pub turned: Option<Vec<Feed>>,
+}
+
+impl From<Vec<Feed>> for Attempt {
+    /// Inputs that are what they should be.
+    fn from(feeds: Vec<Feed>) -> Self {
+        Attempt { feeds, turned: None }
+    }
+}
+
+/// Generated inputs, one after another until `graph` takes them.
+pub fn attempts(graph: &Graph) -> Vec<Attempt> {
+    let one = |open| {
+        let feeds = generate(graph, open);
+        Attempt { turned: with_turned_masks(graph, &feeds), feeds }
+    };
+    let mut attempts: Vec<Attempt> = open_sizes(graph).map(one).collect();
+    attempts.dedup();
+    attempts
+}
+
+/// The sizes to try for the open dimensions of `graph`: long ones only where each input is a signal, one open dimension that
+/// comes last, so that no image or sequence becomes larger than any memory.
+fn open_sizes(graph: &Graph) -> impl Iterator<Item = usize> + use<> {
+    let is_signal = |port: &Port| {
+        let dims = port.ty.dims.as_deref().unwrap_or_default();
+        let known = |dim: &Dim| matches!(dim, Dim::Known(_));
+        port.ty.dtype.is_float() && dims.iter().rev().skip(1).rev().skip(1).all(known)
+    };
+    let signals = fed(graph).all(is_signal);
+    OPEN_SIZES.into_iter().filter(move |&size| signals || size <= LARGEST_OF_ALL)
+}
+
+fn with_turned_masks(graph: &Graph, feeds: &[Feed]) -> Option<Vec<Feed>> {
+    let is_bool = |feed: &Feed| fed(graph).any(|p| p.name == feed.name && p.ty.dtype == DType::Bool);
+    let turned = |feed: &Feed| match &feed.values {
+        Values::I64(v) if is_bool(feed) => {
+            Feed { values: Values::I64(v.iter().map(|v| 1 - v).collect()), ..feed.clone() }
+        }
+        _ => feed.clone(),
+    };
+    feeds.iter().any(is_bool).then(|| feeds.iter().map(turned).collect())
+}
+
+/// The inputs that have no default.
+fn fed(graph: &Graph) -> impl Iterator<Item = &Port> {
+    graph.inputs.iter().filter(|port| !graph.constants.contains_key(&port.name))
+}
+
 /// Generated values for every input of `graph`, the same on every call; `open` is the size of open dimensions.
-pub fn generate(graph: &Graph, open: usize) -> Vec<Feed> {
+fn generate(graph: &Graph, open: usize) -> Vec<Feed> {
     let mut random = Random(0x1A1A_5EED);
-    graph
-        .inputs
-        .iter()
-        .filter(|port| !graph.constants.contains_key(&port.name))
+    fed(graph)
         .map(|port| {
             let dims = dims(port, open);
             let values = if port.ty.dtype.is_float() {
@@ -115,7 +171,7 @@ pub fn read(graph: &Graph, path: &Path) -> Result<Vec<Feed>> {
         return Err(refuse(format!("array {name:?} is no input of the model; its inputs: {}", known.join(", "))));
     }
     let mut feeds = Vec::new();
-    for port in graph.inputs.iter().filter(|p| !graph.constants.contains_key(&p.name)) {
+    for port in fed(graph) {
         let array = arrays.iter().find(|(name, _)| *name == port.name).map(|(_, a)| a);
         let array = array.ok_or_else(|| {
             let found: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
@@ -189,7 +245,7 @@ impl Random {
 mod tests {
     use super::*;
     use crate::graph::{Node, ValueType};
-    use crate::tensor::{DType, Tensor};
+    use crate::tensor::Tensor;
 
     #[test]
     fn ids_stay_in_the_vocabulary_and_masks_are_padded() {
@@ -216,5 +272,24 @@ mod tests {
         assert_eq!(mask[..7], [1; 7]);
         assert_eq!(mask[14..], [1, 1, 1, 1, 0, 0, 0]);
         assert_eq!(feeds, generate(&g, 7));
+        assert_eq!(attempts(&g)[0], feeds.clone().into());
+        g.inputs[1].ty.dtype = DType::Bool;
+        let turned = attempts(&g)[0].turned.clone().unwrap();
+        let Values::I64(mask) = &turned[1].values else { panic!("masks are integers") };
+        assert_eq!((&mask[14..], &turned[0]), (&[0, 0, 0, 0, 1, 1, 1][..], &feeds[0]));
+    }
+
+    #[test]
+    fn only_signals_become_long() {
+        let open = || Dim::Symbol("n".into());
+        let largest = |dtype, dims: Vec<Dim>| {
+            let inputs = vec![Port { name: "x".into(), ty: ValueType { dtype, dims: Some(dims) } }];
+            open_sizes(&Graph { inputs, ..Graph::default() }).max()
+        };
+        assert_eq!(largest(DType::F32, vec![open(), open()]), Some(16_000));
+        assert_eq!(largest(DType::F32, vec![open(), Dim::Known(6), open()]), Some(16_000));
+        assert_eq!(largest(DType::F32, vec![open(), Dim::Known(3), open(), open()]), Some(224));
+        assert_eq!(largest(DType::F32, vec![open(), open(), Dim::Known(8)]), Some(224));
+        assert_eq!(largest(DType::I64, vec![open(), open()]), Some(224));
     }
 }

@@ -12,7 +12,7 @@ use crate::graph::Graph;
 use crate::oracle::{self, Feed, Output, Values};
 use crate::quantize::{Packing, dequantized};
 use crate::read::{self, Model};
-use crate::samples;
+use crate::samples::{self, Attempt};
 use crate::tensor::Rewrite;
 use crate::write::{MODEL_FILE, write_model, write_weights};
 
@@ -58,30 +58,20 @@ pub fn verify(
     samples: Option<&Path>,
     max_error: Option<f32>,
 ) -> Result<Vec<OutputReport>> {
-    let exported = read::read(&folder.join(MODEL_FILE))?.graph;
     let mut graph = canonicalize::inlined(source)?;
-    let (feeds, float) = match samples {
-        Some(path) => {
-            let feeds = samples::read(&graph, path)?;
-            let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
-            (feeds, outputs)
-        }
-        None => first_success(samples::OPEN_SIZES, |open| {
-            let feeds = samples::generate(&graph, open);
-            let outputs = oracle::run(&graph, source.opset, &feeds, "the source")?;
-            Ok((feeds, outputs))
-        })?,
-    };
-    expect_finite(&float, "the source")?;
+    let Runs { feeds, float, found } = run_both(
+        attempts(&graph, samples)?,
+        "the source",
+        &|feeds| oracle::run(&graph, source.opset, feeds, "the source"),
+        &|feeds| run_exported(folder, feeds),
+    )?;
+    let exported = read::read(&folder.join(MODEL_FILE))?.graph;
     let substituted = substitute(&mut graph, &packed, &exported)?;
     let same_weights = if substituted {
         oracle::run(&graph, source.opset, &feeds, "the source with quantized weights")?
     } else {
         float.clone()
     };
-    drop(graph);
-    drop(exported);
-    let found = run_exported(folder, &feeds)?;
     let mut reports = Vec::new();
     for (float, same) in float.iter().zip(&same_weights) {
         let missing = || Error::Invalid(format!("output {:?} is lost in the exported model", float.name));
@@ -91,17 +81,48 @@ pub fn verify(
     Ok(reports)
 }
 
-/// The first success over what comes of the sizes of open dimensions: they may have to be larger than a kernel, or fit a
-/// shape inside.
-fn first_success<I, T>(tried: impl IntoIterator<Item = I>, mut run: impl FnMut(I) -> Result<T>) -> Result<T> {
-    let mut first_error = None;
-    for one in tried {
-        match run(one) {
-            Ok(found) => return Ok(found),
-            Err(e) => first_error = first_error.or(Some(e)),
+/// What both models compute with the same inputs.
+struct Runs {
+    feeds: Vec<Feed>,
+    float: Vec<Output>,
+    found: Vec<Output>,
+}
+
+fn attempts(graph: &Graph, samples: Option<&Path>) -> Result<Vec<Attempt>> {
+    Ok(match samples {
+        Some(path) => vec![samples::read(graph, path)?.into()],
+        None => samples::attempts(graph),
+    })
+}
+
+/// Runs the float model, which is `what`, and the exported one on the first inputs that both take: open dimensions may have to
+/// be larger than a kernel, or fit a shape inside.
+fn run_both(
+    attempts: Vec<Attempt>,
+    what: &'static str,
+    float: &dyn Fn(&[Feed]) -> Result<Vec<Output>>,
+    exported: &dyn Fn(&[Feed]) -> Result<Vec<Output>>,
+) -> Result<Runs> {
+    let run = |feeds: Vec<Feed>| {
+        let (float, found) = (float(&feeds)?, exported(&feeds)?);
+        Ok(Runs { feeds, float, found })
+    };
+    let mut errors = Vec::new();
+    for Attempt { feeds, turned } in attempts {
+        let runs = match (run(feeds), turned) {
+            (Ok(runs), Some(turned)) if expect_finite(&runs.float, what).is_err() => run(turned),
+            (runs, _) => runs,
+        };
+        match runs {
+            Ok(runs) => return expect_finite(&runs.float, what).map(|()| runs),
+            Err(e) => errors.push(e),
         }
     }
-    Err(first_error.expect("at least one size was tried"))
+    // The first inputs may have been too small, and the last too large.
+    let last = errors.pop().expect("there are inputs to try");
+    let Some(Error::Oracle { what, detail }) = errors.into_iter().next() else { return Err(last) };
+    let others = format!("other sizes do not either, the last one: {last}; give real inputs with --samples");
+    Err(Error::Oracle { what, detail: format!("{detail}; {others}") })
 }
 
 /// What the runtime computes with the base in `folder`, on the CPU.
@@ -155,14 +176,12 @@ pub fn verify_large(
     let temporary = tempfile::Builder::new().prefix(".inlay-float-").tempdir_in(parent).map_err(io(parent))?;
     let written = write_weights(&canonical, &Packing::default(), temporary.path(), &|_| ())?;
     write_model(&written, &[], "{}", temporary.path())?;
-    let tried = match samples {
-        Some(path) => vec![samples::read(&canonical, path)?],
-        None => samples::OPEN_SIZES.map(|open| samples::generate(&canonical, open)).into(),
-    };
+    let attempts = attempts(&canonical, samples)?;
     drop(canonical);
-    let (float, feeds) = first_success(tried, |feeds| Ok((run_exported(temporary.path(), &feeds)?, feeds)))?;
-    expect_finite(&float, "the model in float")?;
-    let found = run_exported(folder, &feeds)?;
+    let Runs { float, found, .. } =
+        run_both(attempts, "the model in float", &|feeds| run_exported(temporary.path(), feeds), &|feeds| {
+            run_exported(folder, feeds)
+        })?;
     expect_finite(&found, "the exported model")?;
     float.iter().zip(&found).map(|(float, found)| compare(float, None, found, max_error)).collect()
 }
