@@ -4,12 +4,15 @@ use inlay_runtime::adapters::{self, AdapterKind, Dense, KINDS, Lora};
 use inlay_runtime::{Adapter, AdapterOptions, Base};
 use serde::Serialize;
 
+use crate::html;
 use crate::report::{PointReport, bytes};
 
 /// The ranks that are shown.
 const RANKS: [usize; 4] = [1, 4, 8, 16];
+/// The rank of LoRA-XS that is shown.
+const CORE_RANK: usize = 16;
 
-/// One kind, at one rank, at every point.
+/// One kind, at one rank, wherever it sits by default.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Trained {
     /// The kind.
@@ -31,6 +34,14 @@ impl Trained {
     /// Part of the weights' numbers that need not be trained (percent).
     pub fn fewer_percent(&self) -> f64 {
         100.0 * (1.0 - self.parameters as f64 / self.weights.max(1) as f64)
+    }
+
+    fn size(&self) -> String {
+        match adapters::find(self.kind).and_then(|kind| kind.size()).map(|size| size.name) {
+            Some("rank") => format!("r = {}", self.rank),
+            Some(size) => format!("{} {size}", self.rank),
+            None => String::new(),
+        }
     }
 }
 
@@ -64,24 +75,24 @@ pub fn trained(points: &[PointReport]) -> Vec<Trained> {
         let parameters = |point: &PointReport| (fan_in(point) + point.d_out).saturating_mul(rank);
         all.push(of("lora", rank, &|point| point.offers("lora").then(|| parameters(point))));
     }
-    // A core has at most the smaller side of its weight.
-    let core = |point: &PointReport, rank: usize| rank.min(point.d_in).min(point.d_out).pow(2);
-    let cores = of("lora-xs", 16, &|point| point.kernel.is_empty().then(|| core(point, 16)));
-    all.push(Trained { needs: Some("--basis 16"), ..cores });
+    all.push(Trained { needs: Some("--basis 16"), ..of("lora-xs", CORE_RANK, &core) });
     all.push(of("dense", 0, &|point| Some(weights(point))));
     all.retain(|trained| trained.weights > 0);
     all
 }
 
+/// What the kinds that no file prepares for cost at a point, in f16.
+pub(crate) fn also(point: &PointReport) -> String {
+    let cost = |n: usize| bytes(n.saturating_mul(2) as u64);
+    let dense = (point.op != "embedding").then(|| format!("dense {}", cost(weights(point))));
+    let core = core(point).map(|n| format!("lora-xs {} at rank {CORE_RANK}", cost(n)));
+    dense.into_iter().chain(core).collect::<Vec<_>>().join(", ")
+}
+
 /// The table for a terminal.
 pub fn table(all: &[Trained]) -> String {
     let line = |t: &Trained| {
-        let size = adapters::find(t.kind).and_then(|kind| kind.size()).map(|size| size.name);
-        let size = match size {
-            Some("rank") => format!("r = {}", t.rank),
-            Some(size) => format!("{} {size}", t.rank),
-            None => String::new(),
-        };
+        let size = t.size();
         let of = match t.weights {
             0 => String::new(),
             weights => format!(" of {} ({:.1} % fewer)", millions(weights), t.fewer_percent()),
@@ -91,6 +102,26 @@ pub fn table(all: &[Trained]) -> String {
         format!("{:10} {size:9} trains {parameters}{of}, {bytes} at int8{needs}\n", t.kind)
     };
     all.iter().map(line).collect()
+}
+
+/// The table for a page.
+pub(crate) fn section(all: &[Trained]) -> String {
+    let row = |t: &Trained| {
+        let (of, fewer) = match t.weights {
+            0 => Default::default(),
+            n => (millions(n), format!("{:.1} %", t.fewer_percent())),
+        };
+        let [f16, int8] = [2, 1].map(|each| bytes((t.parameters * each) as u64));
+        html::row(&[t.kind.to_owned(), t.size(), thousands(t.parameters), of, fewer, f16, int8])
+    };
+    let head = ["kind", "size", "numbers trained", "of", "fewer", "f16", "int8"];
+    html::table("What each kind trains", &head, all.iter().map(row))
+}
+
+/// Numbers of a core at a linear, which has at most the smaller side of its weight.
+fn core(point: &PointReport) -> Option<usize> {
+    let is_linear = point.kernel.is_empty() && point.op != "embedding";
+    is_linear.then(|| CORE_RANK.min(point.d_in).min(point.d_out).pow(2))
 }
 
 fn fan_in(point: &PointReport) -> usize {
@@ -140,6 +171,12 @@ mod tests {
         assert!(text.contains("lora-xs    r = 16    trains 256 of 16.8 M"), "{text}");
         assert!(text.contains("at int8; export with --basis 16\n"), "{text}");
         assert!(text.contains("dense                trains 16,777,216 of 16.8 M (0.0 % fewer)"), "{text}");
+    }
+
+    #[test]
+    fn what_no_file_prepares_for_is_counted_at_each_point() {
+        assert_eq!(also(&point(64, 8, &[])), "dense 1.0 KB, lora-xs 128 B at rank 16");
+        assert_eq!(also(&point(6, 16, &[3])), "dense 576 B");
     }
 
     #[test]

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use inlay_format::metadata::FORMAT_KEY;
 use inlay_format::points::PointOp;
+use inlay_runtime::{Base, Verify};
 
+use crate::arithmetic::trained_on;
 use crate::basis;
 use crate::canonicalize::{canonicalize, note_of_halves};
 use crate::drawing;
@@ -120,6 +122,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         packed: packed.collect(),
         kept: kept.collect(),
         points: points.iter().zip(&chosen).map(|(p, c)| PointReport::new(p, c.candidate.source.describe())).collect(),
+        trained: Vec::new(),
         skipped: all.iter().filter(|c| c.op != PointOp::Embedding).filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
         not_verified: None,
@@ -142,6 +145,7 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         let packed = PackedGraph { graph: &graph, packing: &packing };
         report.outputs = verify(&source, packed, folder, samples, options.max_error)?;
     }
+    report.trained = trained_on(&Base::open(folder, Verify::Graph)?, &report.points);
     report.model_bytes = write_model(&written, &points, &report.metadata(), folder)?;
     let page = page.map(|page| page.fill(&report.html())).transpose()?;
     publish(temporary, &out)?;

@@ -1,5 +1,6 @@
 //! Self-contained pages.
 
+use crate::arithmetic;
 use crate::report::{PointReport, Skipped};
 
 const CSS: &str = "\
@@ -76,7 +77,9 @@ pub(crate) fn points(points: &[PointReport], skipped: &[Skipped]) -> String {
         let size = format!("{} -> {}", p.d_in, p.d_out);
         let kernel = if p.kernel.is_empty() { String::new() } else { format!("{:?}", p.kernel) };
         let cost = p.bytes_per_rank_f16.to_string();
-        row(&[p.path.clone(), p.op.clone(), size, kernel, cost, p.other_kinds(), p.path_source.to_owned()])
+        let others = [p.other_kinds(), arithmetic::also(p)].into_iter().filter(|kinds| !kinds.is_empty());
+        let others = others.collect::<Vec<_>>().join(", ");
+        row(&[p.path.clone(), p.op.clone(), size, kernel, cost, others, p.path_source.to_owned()])
     });
     let skipped = skipped.iter().map(|s| row(&[s.path.clone(), s.node.clone(), s.reason.clone()]));
     let head = ["path", "op", "size", "kernel", "bytes/rank (f16)", "other kinds (f16)", "path from"];

@@ -9,7 +9,7 @@ use inlay_format::points::{Point, check_all};
 use inlay_runtime::{Base, Verify};
 use serde::Serialize;
 
-use crate::arithmetic::{Trained, table, trained, trained_on};
+use crate::arithmetic::{Trained, section, table, trained, trained_on};
 use crate::canonicalize::canonicalize;
 use crate::drawing;
 use crate::error::{Error, Result};
@@ -169,6 +169,7 @@ impl Inspection {
             html::paragraph(&format!("{}, {}", self.kind(), bytes(self.bytes))),
             why.unwrap_or_default(),
             html::points(&self.points, &self.skipped),
+            section(&self.trained),
             self.drawing.as_ref().map_or_else(String::new, |svg| html::figure("Graph", DRAWN, svg)),
             html::table("Operators", &["operator", "nodes", "gradient"], ops),
         ];

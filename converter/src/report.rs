@@ -7,6 +7,7 @@ use inlay_format::kinds::{IN_FILE, counts};
 use inlay_format::points::{LORA, Point};
 use serde::Serialize;
 
+use crate::arithmetic::{self, Trained, section};
 use crate::html::{self, row, table};
 use crate::points::Candidate;
 use crate::quantize::{Kept, Packing, Quant, Rule};
@@ -36,6 +37,8 @@ pub struct Report {
     pub kept: Vec<Kept>,
     /// The insertion points.
     pub points: Vec<PointReport>,
+    /// What each kind trains, wherever it sits by default.
+    pub trained: Vec<Trained>,
     /// Linears and convolutions that cannot carry an adapter, and why.
     pub skipped: Vec<Skipped>,
     /// How the outputs compare with the source; empty if they were not compared.
@@ -315,6 +318,8 @@ impl Report {
         let _ = writeln!(text, "\n{} insertion points", self.points.len());
         text.push_str(&points_table(&self.points, &self.skipped));
         text.push('\n');
+        text.push_str(&arithmetic::table(&self.trained));
+        text.push('\n');
         if let Some(why) = &self.not_verified {
             let _ = writeln!(text, "not verified: {why}");
         }
@@ -404,6 +409,7 @@ impl Report {
                 outputs,
             ),
             html::points(&self.points, &self.skipped),
+            section(&self.trained),
             drawing.unwrap_or_default(),
             table("Packed weights", &["module", "shape", "stored as", "bytes", "relative error"], packed),
             table("Stayed float", &["constant", "shape", "why"], kept),
