@@ -135,6 +135,8 @@ fixtures! {
     mobile_ts17 mobile_dyn20 twins_ts17 twins_dyn20
     encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa encoder_ts20
     encoder_dyn18 encoder_dyn20_tanh encoder_dyn21_sdpa encoder_dyn23 encoder_dyn23_sdpa
+    attention_ts17 attention_ts20 attention_dyn21 transformer_ts17 transformer_ts20 transformer_dyn21
+    mlp_ts20_parts autoencoder_ts17 autoencoder_dyn21
     gpt2_ts17 gpt2_dyn18 gpt2_dyn21_sdpa gpt2_ort gelus_ort
     llama_ts14_sdpa llama_ts17 llama_dyn18 llama_dyn21_sdpa llama_dyn23 llama_dyn23_sdpa llama_ort_mha
 }

@@ -154,6 +154,8 @@ models! {
     encoder_qdq_int4: 12 "int4" within 0.0 steps and 1e-4;
     encoder_qdq_uint4: 12 "int4" within 0.0 steps and 1e-4;
     encoder_cast_mul: 12 "int8" within 0.0 steps and 1e-4;
+    encoder_nbits8_symmetric: 12 "uint8" within 0.0 steps and 1e-4;
+    encoder_qdq_int8_blocks: 12 "uint8" within 0.0 steps and 1e-4;
 }
 
 #[test]
