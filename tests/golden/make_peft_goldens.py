@@ -4,6 +4,9 @@
     python make_peft_goldens.py check CONVERTER    imports and exports each folder with that binary, loads the result
                                                    with PEFT, and compares outputs (1e-5 of the largest)
 
+The check takes what the other scripts here wrote with PEFT too: LoRA of convolutions, with a BatchNormalization folded by the
+converter and without, LoRA of a Llama, and (IA)3.
+
 The models are those of the run `encoder` and of the fixture `gpt2_dyn18`. For each case, in peft/NAME/:
   adapter/        as PEFT saves it
   expected.npz    output: of the model with the adapter, over the inputs of the model's own file
@@ -51,6 +54,16 @@ CASES = {  # model, settings, the converter's options
     ),
     "fan_in_fan_out": ("gpt2", dict(r=3, lora_alpha=5, fan_in_fan_out=True, target_modules=["c_attn", "wte"]), "*c_attn,*wte"),
 }  # fmt: skip
+OTHERS = {  # model, the folder with adapter/ and f32.npz, the converter's options
+    "cnn": ("cnn", "cnn", []),
+    "cnn_bn": ("cnn_bn", "cnn_bn", []),
+    "tiny_llama": ("tiny_llama", "tiny_llama", ["--targets", "*q_proj,*v_proj"]),
+    "ia3": (
+        "encoder",
+        "infile/ia3",
+        ["--kinds", "ia3", "--ia3-targets", "*.key,*.value", "--ia3-feedforward", "*output.dense"],
+    ),
+}
 SOURCES = {"encoder": HERE / "encoder/model.onnx", "gpt2": FIXTURES / "gpt2_dyn18.onnx"}
 
 
@@ -122,18 +135,27 @@ def make(name: str) -> None:
 
 def check(name: str, converter: str) -> None:
     """PEFT's folder through a record and back into PEFT."""
-    source, _, targets = CASES[name]
-    model, inputs, _ = model_of(source)
-    expected = np.load(HERE / "peft" / name / "expected.npz")["output"]
+    if name in CASES:
+        source, _, targets = CASES[name]
+        model, inputs, _ = model_of(source)
+        onnx, folder, options = SOURCES[source], HERE / "peft" / name, ["--targets", targets]
+        expected = np.load(folder / "expected.npz")["output"]
+    else:
+        source, place, options = OTHERS[name]
+        model, _ = make_goldens.base_model(source, "f32")
+        onnx, folder = HERE / source / "model.onnx", HERE / place
+        data = np.load(HERE / source / "data.npz")
+        inputs = {n: torch.from_numpy(data[n]) for n in make_goldens.SOURCES[source].names}
+        expected = np.load(folder / "f32.npz")["initial_output"]
     with tempfile.TemporaryDirectory() as scratch:
         base, record, out = (f"{scratch}/{n}" for n in ("base", "record", "peft"))
         for arguments in (
-            ["export", SOURCES[source], "--out", base, "--quant", "none", "--targets", targets],
-            ["import-peft", HERE / "peft" / name / "adapter", "--base", base, "--out", record],
+            ["export", onnx, "--out", base, "--quant", "none", *options],
+            ["import-peft", folder / "adapter", "--base", base, "--out", record],
             ["export-peft", record, "--base", base, "--out", out],
         ):
-            subprocess.run([converter, *map(str, arguments)], check=True, capture_output=True)
-        loaded = peft.PeftModel.from_pretrained(model, out).eval()
+            subprocess.run([converter, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+        loaded = peft.PeftModel.from_pretrained(model.eval(), out).eval()
         found = output(loaded, inputs)
     off = np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
     print(f"{name}: {off:.1e}")
@@ -144,10 +166,11 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(FIXTURES))
-    for name in CASES:
-        if sys.argv[1:2] == ["check"]:
+    if sys.argv[1:2] == ["check"]:
+        for name in (*CASES, *OTHERS):
             check(name, sys.argv[2])
-        else:
+    else:
+        for name in CASES:
             make(name)
 
 

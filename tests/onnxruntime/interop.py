@@ -34,6 +34,18 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 EXACT = 1e-5  # of max(1, largest value): f32 on both sides
 PYTORCH = {"none": EXACT, "int8": 1e-4}  # PyTorch held int8 weights as floats
 REQUANTIZED = 0.05
+ARCHITECTURES = {  # of llama.cpp: what its modules' paths hold and begin with, the converter's options, heads of queries and keys
+    "bert": dict(
+        modules=".layer.", prefix="base_model.model.bert.", options=(), heads={}, names=gguf.MODEL_ARCH.BERT
+    ),
+    "llama": dict(
+        modules=".layers.",
+        prefix="base_model.model.",
+        options=("--heads", "4", "--kv-heads", "2"),
+        heads={"q_proj": 4, "k_proj": 2},
+        names=gguf.MODEL_ARCH.LLAMA,
+    ),
+}
 
 
 def tensors(path: Path) -> dict:
@@ -55,6 +67,11 @@ def same(what: str, found: dict, expected: dict, tolerance: float) -> None:
         error = float(np.abs(found[name] - value).max()) / max(1.0, float(np.abs(value).max()))
         if not error <= tolerance:  # NaN too
             raise Failure(f"{what}: {name} differs by {error:.2e}, more than {tolerance}")
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The rows of each head as llama.cpp stores them: the halves that rotate together side by side."""
+    return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
 class Run:
@@ -118,7 +135,8 @@ class Run:
         return "merged off by {:.1e}, kept as float {:.1e}".format(*errors)
 
     def check_gguf(self, record: Path) -> str:
-        if not all(".layer." in path for path in self.run["paths"]):
+        found = [name for name, arch in ARCHITECTURES.items() if all(arch["modules"] in path for path in self.run["paths"])]
+        if not found:
             try:
                 self.convert("export-gguf", record, "no.gguf", "--arch", "bert")
             except Failure as refused:
@@ -126,17 +144,22 @@ class Run:
                     return "no GGUF"
                 raise
             raise Failure("export-gguf took points that are no modules of BERT")
-        reader = gguf.GGUFReader(self.convert("export-gguf", record, "adapter.gguf", "--arch", "bert"))
+        name, arch = found[0], ARCHITECTURES[found[0]]
+        path = self.convert("export-gguf", record, "adapter.gguf", "--arch", name, *arch["options"])
+        reader = gguf.GGUFReader(path)
         config = json.loads((self.folder / "adapter_config.json").read_text())
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        wanted = {"general.architecture": "bert", "general.type": "adapter", "adapter.type": "lora"}
+        fields = {field: value.contents() for field, value in reader.fields.items()}
+        wanted = {"general.architecture": name, "general.type": "adapter", "adapter.type": "lora"}
         wanted |= {"adapter.lora.alpha": float(config["lora_alpha"])}
         if any(fields.get(k) != v for k, v in wanted.items()):
             raise Failure(f"GGUF metadata {fields}, expected {wanted}")
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 8)
+        names = gguf.get_tensor_name_map(arch["names"], 8)
         found = {t.name: t.data for t in reader.tensors}
         for key, value in self.saved().items():
-            module, tensor = key.removeprefix("base_model.model.bert.").removesuffix(".weight").rsplit(".", 1)
+            module, tensor = key.removeprefix(arch["prefix"]).removesuffix(".weight").rsplit(".", 1)
+            heads = arch["heads"].get(module.rsplit(".", 1)[-1])
+            if heads and tensor == "lora_B":
+                value = interleaved(value, heads)
             name = f"{names.get_name(module)}.weight.{tensor.lower()}"
             if not np.allclose(found.pop(name), value, rtol=1e-6):
                 raise Failure(f"GGUF tensor {name} is not what PEFT saved")
