@@ -48,8 +48,11 @@ pub(crate) fn svg(graph: &Graph, points: &BTreeSet<&str>) -> Option<String> {
             places[i] = (left + column * step_x, GAP[1] + row * step_y);
         }
     }
-    let mut svg =
-        format!("<svg class=graph width={width} height={height} viewBox='0 0 {width} {height}'>\n<g class=edges>");
+    // A frame that is narrower shows it smaller, as far as it can be read.
+    let mut svg = format!(
+        "<svg class=graph style='min-width:{}px;max-width:{width}px' viewBox='0 0 {width} {height}'>\n<g class=edges>",
+        width * 3 / 5
+    );
     for (i, group) in groups.iter().enumerate() {
         let (x, y) = (places[i].0 + WIDTH / 2, places[i].1);
         for &from in &group.before {

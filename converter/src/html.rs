@@ -10,13 +10,14 @@ body{background:#151b21}}\
 body{font:15px/1.5 system-ui,sans-serif;max-width:66em;margin:2.5em auto;padding:0 1.2em;color:var(--text)}\
 h1{font-size:1.7em;margin-bottom:.2em}h2{font-size:1.15em;margin:2.2em 0 .6em}p{color:var(--soft);margin:.4em 0}\
 table{border-collapse:collapse;width:100%;font-size:.9em;font-variant-numeric:tabular-nums}\
-th{color:var(--soft);font-weight:600}td,th{text-align:left;padding:.3em .7em .3em 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}\
+th{color:var(--soft);font-weight:600}td,th{text-align:left;padding:.3em .7em .3em 0;border-bottom:1px solid var(--line);overflow-wrap:break-word}\
+td:first-child{overflow-wrap:anywhere}\
 .cards{display:flex;flex-wrap:wrap;gap:.8em;margin:1.4em 0}.cards div{background:var(--card);border:1px solid var(--line);border-radius:8px;\
 padding:.7em 1.1em;min-width:8em}.cards b{display:block;font-size:1.5em;color:var(--accent)}.cards span{color:var(--soft);font-size:.85em}\
 .bar{position:relative;background:var(--card);margin:.4em 0;height:1.8em;border-radius:4px;overflow:hidden}\
 .bar i{position:absolute;inset:0 auto 0 0;background:var(--bar)}.bar span{position:relative;padding:0 .7em;line-height:1.8em}\
 .scroll{overflow:auto;max-height:75vh;border:1px solid var(--line);border-radius:8px;background:var(--card)}\
-.graph{display:block;margin:auto}.graph text{font:12px system-ui,sans-serif;text-anchor:middle;fill:var(--text)}\
+.graph{display:block;margin:auto;width:100%;height:auto}.graph text{font:12px system-ui,sans-serif;text-anchor:middle;fill:var(--text)}\
 .graph .ops{font-size:10px;fill:var(--soft)}.graph rect{fill:var(--card);stroke:var(--line)}.graph .edges path{fill:none;stroke:var(--soft);opacity:.45}\
 .graph .weight rect{stroke:var(--accent);stroke-width:1.5}.graph .point rect{stroke:var(--point);stroke-width:2.5}";
 
@@ -74,15 +75,15 @@ pub(crate) fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Strin
 /// The points, and what cannot be one.
 pub(crate) fn points(points: &[PointReport], skipped: &[Skipped]) -> String {
     let points = points.iter().map(|p| {
-        let size = format!("{} -> {}", p.d_in, p.d_out);
-        let kernel = if p.kernel.is_empty() { String::new() } else { format!("{:?}", p.kernel) };
+        let kernel = if p.kernel.is_empty() { String::new() } else { format!(", kernel {:?}", p.kernel) };
+        let size = format!("{} → {}{kernel}", p.d_in, p.d_out);
         let cost = p.bytes_per_rank_f16.to_string();
         let others = [p.other_kinds(), arithmetic::also(p)].into_iter().filter(|kinds| !kinds.is_empty());
         let others = others.collect::<Vec<_>>().join(", ");
-        row(&[p.path.clone(), p.op.clone(), size, kernel, cost, others, p.path_source.to_owned()])
+        row(&[p.path.clone(), p.op.clone(), size, cost, others, p.path_source.to_owned()])
     });
     let skipped = skipped.iter().map(|s| row(&[s.path.clone(), s.node.clone(), s.reason.clone()]));
-    let head = ["path", "op", "size", "kernel", "bytes/rank (f16)", "other kinds (f16)", "path from"];
+    let head = ["path", "op", "size", "bytes/rank (f16)", "other kinds (f16)", "path from"];
     table("Insertion points", &head, points)
         + &table("Without an adapter", &["path", "node in the way", "reason"], skipped)
 }
