@@ -10,7 +10,7 @@ const MAX_RANK: i64 = 16;
 /// Largest extent of a kernel, stride, dilation or padding, and most groups or parts.
 const MAX_EXTENT: i64 = 1 << 16;
 /// Most elements of a value that a constant shape asks for, and of all that the graph makes of constants.
-const MAX_ELEMENTS: i64 = 1 << 28;
+pub const MAX_ELEMENTS: i64 = 1 << 28;
 
 /// Most nodes of a graph, before and after functions are inlined.
 pub const MAX_NODES: usize = 200_000;

@@ -31,6 +31,7 @@ mod drawing;
 pub mod encode;
 pub mod error;
 pub mod export;
+pub mod folding;
 pub mod footprint;
 pub mod graph;
 mod html;

@@ -10,12 +10,10 @@ use tract_onnx::tract_hir::infer::{Factoid, GenericFactoid, InferenceFact, Infer
 
 use crate::encode;
 use crate::error::{Error, Result};
+use crate::folding::WEIGHT_ELEMENTS;
 use crate::graph::{Dim, Graph, Port, ValueType};
 use crate::samples::OPEN_SIZES;
 use crate::tensor::{DType, Tensor};
-
-/// Float constants of at least this many elements are weights: tract sees only their shape, and they are never folded.
-pub const WEIGHT_ELEMENTS: usize = 256;
 
 /// Larger results stay computed: folding must not make the file bigger.
 const FOLD_MAX_BYTES: usize = 64 << 10;

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use super::functions::heap_bytes;
-use crate::bounds::{MAX_INLINED_BYTES, check_size};
+use crate::bounds::{self, MAX_INLINED_BYTES, check_size};
 use crate::error::{Error, Result};
 use crate::graph::{Attribute, Graph, Node, Port, ValueType};
 use crate::tensor::DType;
-use crate::types;
+use crate::{folding, types};
 
 /// Most nodes of the kind in a graph.
 const MAX_BRANCHES: usize = 1024;
@@ -51,6 +51,8 @@ fn condition(graph: &Graph, name: &str, opset: i64) -> Option<bool> {
     if cone.nodes.iter().any(|node| node.is("If")) {
         return None;
     }
+    cone.sort().ok()?;
+    bounds::check(&cone).and_then(|()| folding::check(&cone)).ok()?;
     types::infer(&mut cone, opset).ok()?;
     known(&cone)
 }

@@ -29,7 +29,7 @@ pub use primitives::{ALL as EXPANSIONS, Expansion, find as expansion};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, OPSET};
 use crate::read::Model;
-use crate::{bounds, support, types};
+use crate::{bounds, folding, support, types};
 
 /// One rewrite of the graph. What it computes stays the same; only the spelling changes.
 pub struct Pass {
@@ -96,6 +96,7 @@ fn primitive(mut graph: Graph, opset: i64) -> Result<Graph> {
         support::check_source(node)?;
     }
     bounds::check(&graph)?;
+    folding::check(&graph)?;
     primitives::run(&mut graph, opset)?;
     Ok(graph)
 }
