@@ -4,6 +4,7 @@ use std::path::Path;
 
 use inlay_format::points::{Point, PointOp};
 use inlay_format::quant::{F32, Layout, Scheme};
+use inlay_format::record::{BaseId, RecordError};
 use inlay_runtime::adapters::AdapterPoint;
 use inlay_runtime::merge::{MergeError, MergeOptions, Merged, MergedPoint, MergedVector, Requantization};
 use inlay_runtime::{Adapter, AdapterError, Base};
@@ -97,10 +98,15 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
     if out.canonicalize().is_ok_and(|out| folder.canonicalize().is_ok_and(|folder| folder.starts_with(out))) {
         return Err(Error::Place { path: out, detail: "is the base, which other adapters need; choose another --out" });
     }
-    let (rest, head) = adapter.split_head();
+    let (expected, found) = (BaseId::from(base.fingerprint()), adapter.base());
+    if expected != found {
+        return Err(MergeError::from(AdapterError::from(RecordError::OtherBase { expected, found })).into());
+    }
     if adapter.changes_nothing() {
         return Err(MergeError::from(AdapterError::ChangesNothing).into());
     }
+    let (rest, head) = adapter.split_head();
+    let rest = rest.filter(|rest| !rest.changes_nothing());
     let merged = rest.as_ref().map(|rest| Merged::new(base, rest, options)).transpose()?;
     let (points, vectors) = merged.as_ref().map_or((&[][..], &[][..]), |merged| (merged.points(), merged.vectors()));
     let file = if folder.is_dir() { folder.join(MODEL_FILE) } else { folder.to_owned() };

@@ -39,7 +39,7 @@ impl Features {
                 let nodes = vec![FragmentNode::new("GlobalAveragePool", &[tensor], pooled), flatten];
                 Ok(Features { nodes, value: flat, width: *channels, of_tokens: false })
             }
-            ([_, None] | [_, _, None] | [_, None, _, _], _) => {
+            ([_, None], _) | ([_, _, None], false) | ([_, None, _] | [_, None, _, _], true) => {
                 Err(no_features("features whose number depends on the input"))
             }
             ([_, _, _, _], false) => Err(no_features("four dimensions, and no convolution or pooling made it")),
