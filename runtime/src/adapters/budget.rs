@@ -31,7 +31,7 @@ enum Choice {
     Last(u16),
 }
 
-/// What is tried, best first; each at int8, then at int4, but for small cores of LoRA-XS.
+/// What is tried, best first; each at int8, then at int4.
 ///
 /// The source is `docs/benchmarks/quality.md`: ranks above 4 everywhere gain nothing more; in a transformer (IA)3 gains what
 /// LoRA of a larger record does and forgets least; the last layer at rank 8 or 4 gains at least what every layer at rank 1
@@ -63,11 +63,10 @@ impl Budget {
     /// When nothing fits: [`AdapterError::Budget`] names the smallest.
     pub fn choose(base: &Base, bytes: usize, seed: u64) -> Result<Self, AdapterError> {
         let mut smallest = usize::MAX;
-        let all = ORDER.iter().flat_map(|choice| choice.options(base).into_iter().map(move |found| (choice, found)));
-        for (choice, (what, options)) in all {
+        for (what, options) in ORDER.iter().flat_map(|choice| choice.options(base)) {
             // Some bases have no such points, and some points no such rank.
             let Ok(adapter) = Adapter::new(base, &options.seed(seed)) else { continue };
-            for &dtype in choice.dtypes(base) {
+            for dtype in [Dtype::Int8, Dtype::Int4] {
                 let needed = adapter.record_bytes(dtype)?;
                 smallest = smallest.min(needed);
                 if needed <= bytes {
@@ -79,18 +78,7 @@ impl Budget {
     }
 }
 
-/// LoRA-XS of a smaller rank loses at int4: what few numbers say, coarse ones do not.
-const INT4_BASIS_RANK: u16 = 16;
-
 impl Choice {
-    /// How its record may store values, best first.
-    fn dtypes(self, base: &Base) -> &'static [Dtype] {
-        match self {
-            Choice::Basis if LoraXs.default_size(base) < INT4_BASIS_RANK => &[Dtype::Int8],
-            _ => &[Dtype::Int8, Dtype::Int4],
-        }
-    }
-
     /// What it is on `base`, in words, and how it is made; more than one where names differ, none where there is no such place.
     fn options(self, base: &Base) -> Vec<(String, AdapterOptions)> {
         match self {
