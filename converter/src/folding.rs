@@ -29,6 +29,12 @@ struct Known {
     constant: bool,
 }
 
+impl Known {
+    fn input(&self) -> Input<'_> {
+        Input { ty: &self.ty, value: self.value.as_ref(), frozen: None, zero: false }
+    }
+}
+
 /// # Errors
 /// If more than 2^28 elements follow from constants and known shapes of the sorted `graph`, or if a size follows from them by
 /// operators that cannot be followed.
@@ -52,19 +58,37 @@ pub fn check(graph: &Graph) -> Result<()> {
                 node.unsupported("its size follows from constants in a way that is not followed; fold them first")
             );
         }
-        let Some(outputs) = follow(node, &known) else { continue };
-        for (name, output) in node.outputs.iter().zip(outputs) {
-            let elements = element_count(&output.ty.shape).unwrap_or(usize::MAX);
-            made = made.saturating_add(if output.constant { elements } else { 0 });
-            if made > MAX_ELEMENTS as usize {
-                return Err(
-                    node.unsupported(format!("constants ask for more than {MAX_ELEMENTS} elements here and before"))
-                );
-            }
-            known.insert(name, output);
+        let outputs = follow(node, &known).unwrap_or_default();
+        let computed = outputs.iter().filter(|output| output.constant);
+        let elements = computed.map(|output| element_count(&output.ty.shape).unwrap_or(usize::MAX));
+        // The runtime has no rule for sizes beyond its own limits.
+        made = made.saturating_add(elements.fold(0, usize::saturating_add).max(asked(node, &known)));
+        if made > MAX_ELEMENTS as usize {
+            let detail =
+                format!("constants and known shapes ask for more than {MAX_ELEMENTS} elements here and before");
+            return Err(node.unsupported(detail));
         }
+        known.extend(node.outputs.iter().map(String::as_str).zip(outputs));
     }
     Ok(())
+}
+
+/// How many elements the known inputs of a node ask for, if it is one of [`SIZED`].
+fn asked(node: &Node, known: &HashMap<&str, Known>) -> usize {
+    let ints = |index: usize| known.get(node.input(index)?)?.value.as_ref()?.ints();
+    let size = |v: &i64| usize::try_from(*v).unwrap_or(0);
+    let product = |sizes: Vec<i64>| sizes.iter().map(size).fold(1, usize::saturating_mul);
+    match node.op_type.as_str() {
+        "ConstantOfShape" => ints(0).map_or(0, product),
+        "Expand" => ints(1).map_or(0, product),
+        "Range" => match (ints(0).as_deref(), ints(1).as_deref(), ints(2).as_deref()) {
+            (Some(&[start]), Some(&[limit]), Some(&[delta])) if delta != 0 => {
+                size(&limit.saturating_sub(start).saturating_div(delta))
+            }
+            _ => 0,
+        },
+        _ => 0,
+    }
 }
 
 /// The outputs of a node, if its inputs are known and the runtime has a rule for it.
@@ -76,10 +100,9 @@ fn follow(node: &Node, known: &HashMap<&str, Known>) -> Option<Vec<Known>> {
         .map(|name| if name.is_empty() { Some(None) } else { known.get(name.as_str()).map(Some) })
         .collect::<Option<_>>()?;
     let attributes: Attributes = node.attributes.iter().filter_map(|(name, value)| of_attribute(name, value)).collect();
-    let input = |k: &&Known| Input { ty: &k.ty, value: k.value.as_ref(), frozen: None, zero: false };
     let view = NodeView {
         attributes: &attributes,
-        inputs: inputs.iter().map(|k| k.as_ref().map(|k| input(&k))).collect(),
+        inputs: inputs.iter().map(|known| known.map(Known::input)).collect(),
         outputs: node.outputs.len(),
     };
     let types = op.infer(&view).ok()?;
@@ -166,6 +189,8 @@ mod tests {
         assert!(with(vec![product("two"), filled()]).is_ok());
         let text = refused(vec![product("kilo"), filled()]);
         assert!(text.contains("\"filled\"") && text.contains("268435456 elements"), "{text}");
+        let expanded = Node::new("Expand", "expanded", &["unknown", "n"], "y");
+        assert!(refused(vec![product("kilo"), expanded]).contains("\"expanded\""));
         let shape = vec![Node::new("Concat", "c", &["mega", "kilo"], "n").with("axis", Attribute::Int(0)), filled()];
         assert!(refused(shape).contains("\"filled\""));
     }

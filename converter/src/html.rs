@@ -76,7 +76,7 @@ pub(crate) fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Strin
 pub(crate) fn points(points: &[PointReport], skipped: &[Skipped]) -> String {
     let points = points.iter().map(|p| {
         let kernel = if p.kernel.is_empty() { String::new() } else { format!(", kernel {:?}", p.kernel) };
-        let size = format!("{} → {}{kernel}", p.d_in, p.d_out);
+        let size = format!("{}\u{a0}→\u{a0}{}{kernel}", p.d_in, p.d_out);
         let cost = p.bytes_per_rank_f16.to_string();
         let others = [p.other_kinds(), arithmetic::also(p)].into_iter().filter(|kinds| !kinds.is_empty());
         let others = others.collect::<Vec<_>>().join(", ");
