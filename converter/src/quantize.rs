@@ -1,11 +1,12 @@
 //! Stage 3: how each constant is stored, and why not otherwise.
 
+mod attention;
 mod pack;
 mod sites;
 mod spell;
 mod sums;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -225,6 +226,8 @@ pub fn quantize(graph: &mut Graph, sites: &Sites, options: &Quantization) -> Res
         }
     }
     spare_smallest(convolutions, graph, &mut packing);
+    let layout = |name: &str| uses[name].iter().find_map(Use::layout).expect("int4 is for weights");
+    spare_attention(graph, layout, |name| sites.get(name).is_some_and(|site| rules.of(site).is_some()), &mut packing);
     options.took_effect(&packing)?;
     for (name, storage) in &packing.weights {
         spell::spell(graph, name, storage);
@@ -247,6 +250,38 @@ fn spare_smallest(mut convolutions: Vec<&str>, graph: &Graph, packing: &mut Pack
         let storage = packing.weights.get_mut(name).expect("it is packed");
         let reason = "f16: among the smallest convolutions, where int8 costs accuracy and saves nothing";
         *storage = Storage { scheme: &F16, keep_sums: false, reason: Some(reason.into()), ..storage.clone() };
+    }
+}
+
+/// Of all elements that int4 was asked for, one in this many may be int8.
+const SPARED_OF_INT4: usize = 4;
+
+/// Stores weights as int8 whose errors int4 makes felt most, where that is few elements: the values of attention, then what
+/// is behind the last attention.
+fn spare_attention(
+    graph: &Graph,
+    layout: impl Fn(&str) -> Layout,
+    named: impl Fn(&str) -> bool,
+    packing: &mut Packing,
+) {
+    let groups: [(HashSet<String>, &str); 2] = [
+        (attention::values(graph), "int8: values of attention, whose errors add up over all tokens"),
+        (attention::behind_last(graph), "int8: behind the last attention, where an error is not averaged out"),
+    ];
+    let is_spared = |name: &String, storage: &Storage| storage.scheme.name() == "int4" && !storage.kept && !named(name);
+    let elements = |name: &String| graph.constants[name].len();
+    let asked = packing.weights.iter().filter(|(name, storage)| is_spared(name, storage));
+    let mut left = asked.map(|(name, _)| elements(name)).sum::<usize>() / SPARED_OF_INT4;
+    for (group, reason) in groups {
+        let weights =
+            || packing.weights.iter().filter(|(name, storage)| group.contains(*name) && is_spared(name, storage));
+        let Some(rest) = left.checked_sub(weights().map(|(name, _)| elements(name)).sum()) else { continue };
+        left = rest;
+        let names: Vec<String> = weights().map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let storage = packing.weights.get_mut(&name).expect("it is packed");
+            *storage = Storage { reason: Some(reason.into()), ..Storage::int8(layout(&name)) };
+        }
     }
 }
 

@@ -402,6 +402,9 @@ def make(name: str, run: Run) -> dict:
     entry |= dict(expected={b: f"{name}/{b}.npz" for b in bases}, output="logits" if source.classes else "y")
     if source.int4:
         entry |= dict(export=["--int4-block", str(INT4_BLOCK), "--int4-method", source.int4])
+        if source.classes:
+            # The converter would spare the values of attention: every linear but the head is int4 here.
+            entry["export"] += ["--quant-rule", "*.value=int4"]
     entry |= {k: v for k, v in vars(run).items() if k not in ("source", "seed")} | dict(paths=paths, arguments=arguments(run))
     return entry
 

@@ -28,7 +28,7 @@ fn off(found: &[f32], expected: &[f32]) -> f64 {
 fn check(name: &str, source: &str, batch_size: usize, lr: f32, options: &[(&str, Option<&[&str]>)]) {
     let folder = tempfile::tempdir().unwrap();
     // What PyTorch trained through is what int4 makes of this source.
-    let int4: &[&str] = &["--int4-block", "16", "--int4-method", "search"];
+    let int4: &[&str] = &["--int4-block", "16", "--int4-method", "search", "--quant-rule", "*.value=int4"];
     let (quant, more) = if source.ends_with("int4") { ("int4", int4) } else { ("none", &[][..]) };
     export(source, quant, more, folder.path());
     let golden = root().join("tests/golden");

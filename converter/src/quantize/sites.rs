@@ -111,6 +111,14 @@ impl Use {
         }
     }
 
+    /// The layout that it needs, if it is a weight.
+    pub fn layout(&self) -> Option<Layout> {
+        match self {
+            Use::Weight { layout, .. } => Some(*layout),
+            Use::Other(_) => None,
+        }
+    }
+
     /// Whether it is the weight of a convolution.
     pub fn is_convolution(&self) -> bool {
         matches!(self, Use::Weight { role: Role::Conv, .. })
