@@ -64,6 +64,7 @@ static BODIES: &[(&str, Body)] = &[
     ("col2im", moves::col2im),
     ("pool", moves::pool),
     ("pool_grad", moves::pool_grad),
+    ("resample", moves::resample),
     ("grad_norm", elementwise::grad_norm),
     ("adamw", elementwise::adamw),
 ];

@@ -8,7 +8,7 @@ use super::sync::SCRATCH_LEN;
 use super::{CHUNK, Context, math};
 use crate::kernels::{
     ACCUMULATE, Arg, Args, Col2im, Contract, CopyParams, GatherRows, GatherRowsParams, Im2col, Im2colParams, Pool,
-    PoolGrad, PoolParams, ReduceOp, ReduceParams, from_words, strided,
+    PoolGrad, PoolParams, ReduceOp, ReduceParams, ResampleParams, from_words, strided,
 };
 
 /// Side of the square blocks of a transposition: 16 cache lines each way.
@@ -223,6 +223,46 @@ pub fn pool_grad(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
     let p: PoolParams = from_words(params);
     let of = |planes| PoolParams { planes, ..p };
     by_part::<PoolGrad, 2>(context, p.planes, of, ([of(1).x_len(), of(1).y_len()], of(1).x_len()), args);
+}
+
+/// Body of `resample`.
+pub fn resample(context: &Context, params: &[u32], args: &mut Args<'_, f32>) {
+    let p: ResampleParams = from_words(params);
+    let (x, first, w, y) = (args.input(0), args.ints(1), args.input(2), args.output(3));
+    let [x_len, inner, taps] = [p.x_len, p.inner, p.taps].map(|n| n as usize);
+    let rows = p.outer as usize * p.y_len as usize;
+    if rows * inner == 0 {
+        return;
+    }
+    let (accumulate, rows_per_task) = (p.flags & ACCUMULATE != 0, (CHUNK / (inner * taps)).max(1));
+    context.pool.split([(&mut y[..rows * inner], rows_per_task * inner)], |task, [y], _| {
+        context.isa.run(
+            #[inline(always)]
+            || {
+                for (row, y) in (task * rows_per_task..).zip(y.chunks_exact_mut(inner)) {
+                    let (o, i) = (row / p.y_len as usize, row % p.y_len as usize);
+                    let Some(first) = usize::try_from(first[i]).ok().filter(|&first| first + taps <= x_len) else {
+                        y.fill(f32::NAN);
+                        continue;
+                    };
+                    let (x, w) = (&x[(o * x_len + first) * inner..][..taps * inner], &w[i * taps..][..taps]);
+                    if inner == 1 {
+                        let sum: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum();
+                        y[0] = if accumulate { y[0] + sum } else { sum };
+                        continue;
+                    }
+                    if !accumulate {
+                        y.fill(0.0);
+                    }
+                    for (x, &w) in x.chunks_exact(inner).zip(w) {
+                        for (y, x) in y.iter_mut().zip(x) {
+                            *y += w * x;
+                        }
+                    }
+                }
+            },
+        );
+    });
 }
 
 /// Runs the plain body on some of `count` independent parts at a time: images, or planes. `of` gives the parameters of a

@@ -21,6 +21,7 @@ mod optimizer;
 mod pool;
 mod real;
 mod reduce;
+mod resample;
 mod select;
 mod softmax;
 pub mod spirv;
@@ -44,6 +45,7 @@ pub use optimizer::{AdamW, AdamWParams, GradNorm, GradsParams, Sgd, SgdParams, Z
 pub use pool::{Pool, PoolGrad, PoolOp, PoolParams};
 pub use real::Real;
 pub use reduce::{Reduce, ReduceOp, ReduceParams};
+pub use resample::{Resample, ResampleParams};
 pub use select::{Select, SelectParams};
 pub use softmax::{Softmax, SoftmaxGrad, SoftmaxParams};
 pub use unary::{Unary, UnaryOp, UnaryParams};
@@ -82,6 +84,7 @@ pub static ALL: &[&dyn Kernel] = &[
     kernel::<DepthwiseGrad>(),
     kernel::<Pool>(),
     kernel::<PoolGrad>(),
+    kernel::<Resample>(),
     kernel::<SoftmaxCrossEntropy>(),
     kernel::<Mse>(),
     kernel::<GradNorm>(),

@@ -39,6 +39,7 @@ pub const ALL: &[(&str, &[u8])] = &[
     ("pool", include_bytes!("pool.spv")),
     ("pool_grad", include_bytes!("pool_grad.spv")),
     ("reduce", include_bytes!("reduce.spv")),
+    ("resample", include_bytes!("resample.spv")),
     ("select", include_bytes!("select.spv")),
     ("sgd", include_bytes!("sgd.spv")),
     ("softmax", include_bytes!("softmax.spv")),
