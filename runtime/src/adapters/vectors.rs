@@ -195,7 +195,7 @@ fn plus_delta(site: &Site) -> Insertion {
 /// The input of a node that is a bias: of a linear, a convolution or a normalization.
 fn bias(graph: &Graph, node: &Node) -> Option<usize> {
     match node.op.op_type() {
-        "Gemm" | "Conv" | "LayerNormalization" => Some(2),
+        "Gemm" | "Conv" | "ConvTranspose" | "LayerNormalization" => Some(2),
         "Add" => {
             let vector = (0..2).find(|&i| graph.vector(node, i).is_some())?;
             let other = node.inputs[1 - vector]?;

@@ -6,7 +6,7 @@ use super::matmul::{is_zero, transposed};
 use super::window::{Window, window};
 use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::Attributes;
-use crate::plan::{Backward, Forward, Lowering, Operand, View, accumulated, u};
+use crate::plan::{Backward, Forward, Frozen, Lowering, Operand, View, accumulated, u};
 
 /// Convolution in one or two dimensions, as a product of patches [B Ho Wo, C k] with the weight [C_out, C k].
 ///
@@ -15,22 +15,23 @@ use crate::plan::{Backward, Forward, Lowering, Operand, View, accumulated, u};
 /// grouped weight has no gradient.
 pub struct Conv;
 
-struct Sizes {
-    batch: usize,
-    channels: usize,
-    out_channels: usize,
-    groups: usize,
-    window: Window,
+/// Sizes of a convolution, or of the one whose gradient a transposed convolution is.
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub channels: usize,
+    pub out_channels: usize,
+    pub groups: usize,
+    pub window: Window,
 }
 
 impl Sizes {
     /// Rows of the product.
-    fn m(&self) -> usize {
+    pub fn m(&self) -> usize {
         self.batch * self.window.out[0] * self.window.out[1]
     }
 
     /// Contracted length: elements of a patch.
-    fn k(&self) -> usize {
+    pub fn k(&self) -> usize {
         self.channels * self.window.kernel[0] * self.window.kernel[1]
     }
 
@@ -41,11 +42,11 @@ impl Sizes {
     }
 
     /// Whether each group is one input channel.
-    fn is_depthwise(&self) -> bool {
+    pub fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.groups == self.channels
     }
 
-    fn depthwise(&self, flags: u32) -> DepthwiseParams {
+    pub fn depthwise(&self, flags: u32) -> DepthwiseParams {
         let w = &self.window;
         DepthwiseParams {
             batch: u(self.batch),
@@ -67,7 +68,7 @@ impl Sizes {
         }
     }
 
-    fn params(&self, flags: u32) -> Im2colParams {
+    pub fn params(&self, flags: u32) -> Im2colParams {
         let w = &self.window;
         Im2colParams {
             batch: u(self.batch),
@@ -208,32 +209,15 @@ impl Op for Conv {
                 Ok(())
             });
         }
-        let frozen = cx.frozen(1).filter(|_| sizes.groups == 1);
-        let float_weight = match frozen {
-            Some(_) => None,
-            None => Some(cx.contiguous_input(1)?),
-        };
-        let product = |l: &mut Lowering<'_>, dcols: &View, acc: bool| match &frozen {
-            Some(frozen) => {
-                let (w, layout) = weight(l, frozen)?;
-                let flags = LinearParams::TRANSPOSE | layout | accumulated(acc);
-                let params = LinearParams { m: u(sizes.m()), k: u(sizes.k()), n: u(sizes.out_channels), flags };
-                l.call::<Linear>(&params, &[(&dy).into(), w, Operand::ABSENT, dcols.into()]);
-                Ok(())
-            }
-            None => {
-                let w = float_weight.as_ref().expect("a weight is frozen or computed");
-                let [dcols, w, dy] = grouped(&sizes, [dcols, w, &dy]);
-                l.matmul(1.0, [&dy, &w], &dcols, acc)
-            }
-        };
+        let factor = Factor::new(cx.frozen(1), &sizes, || cx.contiguous_input(1))?;
         if sizes.is_pointwise() {
             return add_pixels(cx, |l, pixels, acc| {
-                product(l, &pixels.reshaped(&[sizes.m(), sizes.k()]).expect("it is row-major"), acc)
+                let dcols = pixels.reshaped(&[sizes.m(), sizes.k()]).expect("it is row-major");
+                factor.patches(l, &sizes, [&dy, &dcols], acc)
             });
         }
         let dcols = cx.scratch(&[sizes.m(), sizes.k()]);
-        product(cx, &dcols, false)?;
+        factor.patches(cx, &sizes, [&dy, &dcols], false)?;
         cx.add(0, |l, dx, acc| {
             l.call::<Col2im>(&sizes.params(accumulated(acc)), &[dcols.into(), dx.into()]);
             Ok(())
@@ -285,20 +269,79 @@ impl Op for Conv {
     }
 }
 
+/// The weight of a product with patches.
+pub(super) enum Factor {
+    Frozen(Frozen),
+    Floats(View),
+}
+
+impl Factor {
+    /// The weight as it is frozen, else as row-major `floats`; of groups always those.
+    pub fn new(
+        frozen: Option<Frozen>,
+        sizes: &Sizes,
+        floats: impl FnOnce() -> Result<View, OpError>,
+    ) -> Result<Self, OpError> {
+        match frozen.filter(|_| sizes.groups == 1) {
+            Some(frozen) => Ok(Factor::Frozen(frozen)),
+            None => Ok(Factor::Floats(floats()?)),
+        }
+    }
+
+    /// Patches from rows: `cols (=|+=) y W`, cols: [M, C k], y: [M, C_out].
+    pub fn patches(
+        &self,
+        l: &mut Lowering<'_>,
+        sizes: &Sizes,
+        [y, cols]: [&View; 2],
+        accumulate: bool,
+    ) -> Result<(), OpError> {
+        match self {
+            Factor::Frozen(frozen) => {
+                let (w, layout) = weight(l, frozen)?;
+                let flags = LinearParams::TRANSPOSE | layout | accumulated(accumulate);
+                let params = LinearParams { m: u(sizes.m()), k: u(sizes.k()), n: u(sizes.out_channels), flags };
+                l.call::<Linear>(&params, &[y.into(), w, Operand::ABSENT, cols.into()]);
+                Ok(())
+            }
+            Factor::Floats(w) => {
+                let [cols, w, y] = grouped(sizes, [cols, w, y]);
+                l.matmul(1.0, [&y, &w], &cols, accumulate)
+            }
+        }
+    }
+
+    /// Rows from patches: `y (=|+=) cols W^T`, shapes as above.
+    pub fn rows(
+        &self,
+        l: &mut Lowering<'_>,
+        sizes: &Sizes,
+        [cols, y]: [&View; 2],
+        accumulate: bool,
+    ) -> Result<(), OpError> {
+        match self {
+            Factor::Frozen(frozen) => {
+                let (w, layout) = weight(l, frozen)?;
+                let flags = layout | accumulated(accumulate);
+                let params = LinearParams { m: u(sizes.m()), k: u(sizes.k()), n: u(sizes.out_channels), flags };
+                l.call::<Linear>(&params, &[cols.into(), w, Operand::ABSENT, y.into()]);
+                Ok(())
+            }
+            Factor::Floats(w) => {
+                let [cols, w, y] = grouped(sizes, [cols, w, y]);
+                l.matmul(1.0, [&cols, &transposed(&w)], &y, accumulate)
+            }
+        }
+    }
+}
+
 /// Has `emit` put the gradient of x into row-major pixels [B, .., C], which then go where x lies.
 fn add_pixels<'a>(
     cx: &mut Backward<'_, 'a>,
     emit: impl FnOnce(&mut Lowering<'a>, &View, bool) -> Result<(), OpError>,
 ) -> Result<(), OpError> {
-    let (target, accumulate) = cx.target(0)?;
-    let pixels = pixels(&target);
-    if pixels.is_contiguous() && cx.is_bindable(&pixels) {
-        return emit(cx, &pixels, accumulate);
-    }
-    let own = cx.scratch(pixels.shape());
-    emit(cx, &own, false)?;
-    cx.copy(&own, &pixels, accumulate);
-    Ok(())
+    let rank = cx.node().shape(0)?.len();
+    cx.add_in_order(0, &pixel_order(rank), emit)
 }
 
 /// Patches of x as rows: [B Ho Wo, C k]. Made once for all convolutions of x with this window.
@@ -315,10 +358,13 @@ fn patches(lowering: &mut Lowering<'_>, sizes: &Sizes, x: &View) -> View {
 }
 
 /// x [B, C, ..] as [B, .., C].
-fn pixels(x: &View) -> View {
-    let rank = x.shape().len();
-    let perm: Vec<usize> = std::iter::once(0).chain(2..rank).chain([1]).collect();
-    x.permuted(&perm)
+pub(super) fn pixels(x: &View) -> View {
+    x.permuted(&pixel_order(x.shape().len()))
+}
+
+/// The dimensions of [B, C, ..] as [B, .., C].
+pub(super) fn pixel_order(rank: usize) -> Vec<usize> {
+    std::iter::once(0).chain(2..rank).chain([1]).collect()
 }
 
 /// Rows [B Ho Wo, C_out] as [B, C_out, ..].
@@ -357,7 +403,7 @@ fn per_sample(sizes: &Sizes, [cols, w, y]: [&View; 3]) -> [View; 3] {
     [rows(cols, k), w, rows(y, n)]
 }
 
-fn weight(lowering: &mut Lowering<'_>, frozen: &crate::plan::Frozen) -> Result<(Operand, u32), OpError> {
+fn weight(lowering: &mut Lowering<'_>, frozen: &Frozen) -> Result<(Operand, u32), OpError> {
     let (operand, weight) = lowering.weight(frozen, 0)?;
     Ok((operand, LinearParams::weight_flags(&weight)))
 }

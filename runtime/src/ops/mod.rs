@@ -12,6 +12,7 @@ mod cast;
 mod compare;
 mod concat;
 mod conv;
+mod conv_transpose;
 mod dequantize;
 mod expand;
 mod gather;
@@ -26,6 +27,8 @@ mod pool;
 mod recurrent;
 mod reduce;
 mod reshape;
+pub(crate) mod resize;
+mod resize_bands;
 mod scale;
 mod select;
 mod shape;
@@ -85,6 +88,7 @@ pub static ALL: &[&dyn Op] = &[
     &NOT,
     &concat::Concat,
     &conv::Conv,
+    &conv_transpose::ConvTranspose,
     &dequantize::DequantizeLinear,
     &expand::Expand,
     &gather::Gather,
@@ -117,6 +121,7 @@ pub static ALL: &[&dyn Op] = &[
     &RESHAPE[3],
     &RESHAPE[4],
     &RESHAPE[5],
+    &resize::Resize,
     &select::Where,
     &slice::Slice,
     &slice::Split,

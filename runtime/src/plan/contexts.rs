@@ -232,6 +232,31 @@ impl<'c, 'a> Backward<'c, 'a> {
         })
     }
 
+    /// Has `emit` put the gradient of an input, with its dimensions in the order `perm`, into a row-major place, which then
+    /// goes where the input lies.
+    ///
+    /// # Errors
+    /// When the input is missing, or what `emit` says.
+    pub fn add_in_order(
+        &mut self,
+        input: usize,
+        perm: &[usize],
+        emit: impl FnOnce(&mut Lowering<'a>, &View, bool) -> Result<(), OpError>,
+    ) -> Result<(), OpError> {
+        if !self.wants(input) {
+            return Ok(());
+        }
+        let (target, accumulate) = self.target(input)?;
+        let target = target.permuted(perm);
+        if target.is_contiguous() && self.lowering.buffers.is_bindable(&target) {
+            return emit(self.lowering, &target, accumulate);
+        }
+        let own = self.lowering.scratch(target.shape());
+        emit(self.lowering, &own, false)?;
+        self.lowering.copy(&own, &target, accumulate);
+        Ok(())
+    }
+
     /// Hands the gradient of an output on as that of an input of the same size.
     ///
     /// # Errors

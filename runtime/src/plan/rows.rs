@@ -55,7 +55,7 @@ const RESHAPES: &[&str] = &["Reshape", "Flatten", "Squeeze", "Unsqueeze"];
 
 /// Ops that treat every sample alike when the first axis is that of samples, and look at no other.
 const PER_IMAGE: &[&str] =
-    &["Conv", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"];
+    &["Conv", "ConvTranspose", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"];
 
 /// What a value depends on.
 #[derive(Clone, Copy)]
@@ -159,6 +159,7 @@ impl Node<'_> {
             "GatherND" => only(0) && attributes.int("batch_dims", 0) == 0 && self.gathers_own(*self.shape(1)?.last()?),
             // The axes are an input, or all of them.
             "ReduceSum" | "ReduceMean" | "ReduceMax" => only(0) && self.axes(1)?.iter().all(|axis| *axis != 0),
+            "Resize" => only(0) && ops::resize::keeps_first_axis(&self.analysis.view(self.step)).ok()?,
             "Slice" => only(0) && self.axes(3)?.iter().all(|axis| *axis != 0),
             _ => false,
         };
