@@ -109,7 +109,8 @@ fn range(attribute: &str) -> Option<std::ops::RangeInclusive<i64>> {
         "axis" | "axes" | "batch_dims" | "perm" => -MAX_RANK..=MAX_RANK,
         "num_heads" | "q_num_heads" | "kv_num_heads" | "rotary_embedding_dim" => 0..=MAX_EXTENT,
         "kernel_shape" | "strides" | "dilations" | "group" | "num_outputs" => 1..=MAX_EXTENT,
-        "pads" => 0..=MAX_EXTENT,
+        "output_shape" => 1..=MAX_EXTENT,
+        "pads" | "output_padding" => 0..=MAX_EXTENT,
         _ => return None,
     })
 }
@@ -120,6 +121,7 @@ fn asked_elements(graph: &Graph, node: &Node) -> i64 {
     let shape = match node.op_type.as_str() {
         "ConstantOfShape" => ints(0),
         "Expand" | "Reshape" => ints(1),
+        "Resize" => ints(3),
         "Range" => match (ints(0).as_deref(), ints(1).as_deref(), ints(2).as_deref()) {
             (Some([start]), Some([limit]), Some([delta])) if *delta != 0 => {
                 Some(vec![limit.saturating_sub(*start).saturating_div(*delta)])

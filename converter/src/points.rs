@@ -56,13 +56,14 @@ impl Candidate {
     }
 }
 
-/// The frozen weight of a MatMul, Gemm or Conv: its name, and the axis of its output channels.
+/// The frozen weight of a MatMul, Gemm, Conv or ConvTranspose: its name, and the axis of its output channels; of a
+/// ConvTranspose that of its input channels, which are the outputs of the convolution that it is the gradient of.
 pub(crate) fn frozen_weight<'a>(graph: &'a Graph, links: &Links, node: &'a Node) -> Option<(&'a str, usize)> {
     let name = node.input(1)?;
     if let Some(t) = graph.constants.get(name) {
         let rank = t.dims().len();
         return match node.op_type.as_str() {
-            "Conv" if rank >= 3 => Some((name, 0)),
+            "Conv" | "ConvTranspose" if rank >= 3 => Some((name, 0)),
             "MatMul" if rank == 2 => Some((name, 1)),
             "Gemm" if rank == 2 => Some((name, if node.int("transB").unwrap_or(0) == 0 { 1 } else { 0 })),
             _ => None,
@@ -85,6 +86,10 @@ pub fn candidates(graph: &Graph) -> Vec<Candidate> {
         let dims = tensor.dims();
         let (op, d_in, d_out, kernel) = match node.op_type.as_str() {
             "Conv" => (PointOp::Conv, dims[1], dims[0], dims[2..].to_vec()),
+            "ConvTranspose" => {
+                let groups = usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(1);
+                (PointOp::Conv, dims[0], dims[1] * groups, dims[2..].to_vec())
+            }
             _ => (PointOp::Linear, dims[1 - axis], dims[axis], Vec::new()),
         };
         let (path, source) = module_path(graph, &links, node, weight);
@@ -134,7 +139,9 @@ fn unsupported(node: &Node, kernel: &[usize], dtype: DType) -> Option<Obstacle> 
     }
     let group = node.int("group").unwrap_or(1);
     let dilated = node.ints("dilations").is_some_and(|d| d.iter().any(|&d| d != 1));
-    let reason = if !node.is("Conv") {
+    let reason = if node.is("ConvTranspose") {
+        "the convolution is transposed".to_owned()
+    } else if !node.is("Conv") {
         return None;
     } else if group != 1 {
         format!("the convolution has {group} groups")
@@ -145,7 +152,8 @@ fn unsupported(node: &Node, kernel: &[usize], dtype: DType) -> Option<Obstacle> 
     } else {
         return None;
     };
-    let way_out = "adapters are inserted at ungrouped, undilated convolutions; leave it out of --targets";
+    let way_out =
+        "adapters are inserted at ungrouped, undilated convolutions that are not transposed; leave it out of --targets";
     because(reason, way_out)
 }
 
@@ -271,13 +279,14 @@ mod tests {
         let port = |name: &str, dtype| Port { name: name.into(), ty: ValueType { dtype, dims: None } };
         let mut g = Graph {
             inputs: vec![port("x", DType::F32)],
-            outputs: vec![port("y", DType::F32)],
+            outputs: vec![port("y", DType::F32), port("z", DType::F32)],
             nodes: vec![
                 Node::new("MatMul", "/a/MatMul", &["x", "wa"], "a"),
                 Node::new("Less", "less", &["a", "x"], "mask"),
                 Node::new("Conv", "/c/Conv", &["x", "wc"], "c").with("group", Attribute::Int(2)),
                 Node::new("Where", "where", &["mask", "c", "x"], "w"),
                 Node::new("MatMul", "/b/MatMul", &["w", "wa"], "y"),
+                Node::new("ConvTranspose", "/t/ConvTranspose", &["w", "wc"], "z"),
             ],
             ..Graph::default()
         };
@@ -289,7 +298,7 @@ mod tests {
     #[test]
     fn what_cannot_be_trained_is_skipped_or_refused() {
         let all = candidates(&graph());
-        assert_eq!(all.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), ["a", "c", "b"]);
+        assert_eq!(all.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(), ["a", "c", "b", "t"]);
         let paths = |targets: &[&str]| {
             let targets: Vec<String> = targets.iter().map(|s| (*s).to_owned()).collect();
             select(&all, &targets).map(|c| c.into_iter().map(|c| c.path).collect::<Vec<_>>())
@@ -299,6 +308,7 @@ mod tests {
         let text = paths(&["a"]).unwrap_err().to_string();
         assert!(text.contains("\"less\"") && text.contains("Less") && text.contains("leave the module out"), "{text}");
         assert!(paths(&["c"]).unwrap_err().to_string().contains("2 groups"));
+        assert!(paths(&["t"]).unwrap_err().to_string().contains("is transposed"));
         assert!(paths(&["b", "nothing.*"]).unwrap_err().to_string().contains("a, c, b"));
         assert!(paths(&["[a"]).is_err());
     }

@@ -273,7 +273,7 @@ fn nodes(protos: Vec<NodeProto>, versions: &HashMap<String, i64>, files: &mut Fi
 fn scope(node: &NodeProto) -> (Option<String>, bool) {
     let innermost = |key: &str| node.metadata_props.iter().find(|e| e.key == key).and_then(|e| module(&e.value));
     let is_norm = innermost("pkg.torch.onnx.class_hierarchy").is_some_and(|c| c.contains("BatchNorm"));
-    let holds_weight = matches!(node.op_type.as_str(), "Conv" | "Gemm" | "MatMul");
+    let holds_weight = matches!(node.op_type.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul");
     if is_norm && holds_weight { (None, true) } else { (innermost("pkg.torch.onnx.name_scopes"), false) }
 }
 

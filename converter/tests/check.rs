@@ -66,6 +66,16 @@ fn every_operator_that_blocks_is_named_with_its_number() {
 }
 
 #[test]
+fn transposed_convolutions_are_no_points_and_block_nothing() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/unet_dyn20.onnx");
+    let verdict = check(&model).unwrap();
+    assert!(verdict.exportable, "{verdict:?}");
+    let skipped: Vec<&str> = verdict.skipped.iter().map(|s| s.path.as_str()).collect();
+    assert_eq!(skipped, ["up3", "depthwise", "grouped"]);
+    assert!(verdict.skipped.iter().all(|s| s.reason.contains("transposed")), "{:?}", verdict.skipped);
+}
+
+#[test]
 fn the_exit_code_is_the_verdict() {
     let run =
         |model: &Path| Command::new(env!("CARGO_BIN_EXE_converter")).args(["check", "--json"]).arg(model).output();

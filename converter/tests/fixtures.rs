@@ -89,12 +89,12 @@ fn check(name: &str, float_tolerance: f32, int8_tolerance: f32) {
         let out = folder.path().join("out");
         let report = export(&options(name, &out, quant), &|_| ()).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(points(&report), modules(name), "{name}");
-        // Only convolutions with groups or dilations are left out.
-        let of_its_kind = |reason: &str| reason.contains("groups") || reason.contains("dilated");
+        // Only convolutions with groups or dilations, and transposed ones, are left out.
+        let of_its_kind = |reason: &str| ["groups", "dilated", "transposed"].iter().any(|kind| reason.contains(kind));
         assert!(report.skipped.iter().all(|s| of_its_kind(&s.reason)), "{name}: {:?}", report.skipped);
         assert_eq!(
             report.skipped.len(),
-            if name.starts_with("mobile") { 5 } else { 0 },
+            LEFT_OUT.iter().find(|(family, _)| name.starts_with(family)).map_or(0, |(_, count)| *count),
             "{name}: {:?}",
             report.skipped
         );
@@ -103,6 +103,9 @@ fn check(name: &str, float_tolerance: f32, int8_tolerance: f32) {
         assert!(found <= tolerance, "{name} {quant:?}: {found} from PyTorch, {tolerance} is allowed");
     }
 }
+
+/// How many convolutions of a family carry no adapter.
+const LEFT_OUT: [(&str, usize); 3] = [("mobile", 5), ("unet", 3), ("decoder", 1)];
 
 /// Decoders with a cache, with the weights of `llama_ts17`.
 const CACHED: [&str; 3] = ["llama_cache_ts17", "llama_cache_dyn21", "llama_cache_ort"];
@@ -132,7 +135,7 @@ macro_rules! fixtures {
 fixtures! {
     mlp_ts13 mlp_ts20 mlp_dyn18 mlp_dyn23 mlp_dyn18_stripped seq_mlp_ts13 seq_mlp_dyn21
     cnn_ts13 cnn_ts17_bn cnn_dyn18 cnn_dyn21_unoptimized cnn_dyn23 global_cnn_ts17 global_cnn_dyn20
-    mobile_ts17 mobile_dyn20 twins_ts17 twins_dyn20
+    mobile_ts17 mobile_dyn20 unet_ts17 unet_dyn20 decoder_ts13 decoder_dyn18 twins_ts17 twins_dyn20
     encoder_ts13 encoder_ts17 encoder_ts17_tanh encoder_ts17_sdpa encoder_ts20
     encoder_dyn18 encoder_dyn20_tanh encoder_dyn21_sdpa encoder_dyn23 encoder_dyn23_sdpa
     attention_ts17 attention_ts20 attention_dyn21 transformer_ts17 transformer_ts20 transformer_dyn21

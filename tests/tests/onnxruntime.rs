@@ -49,6 +49,11 @@ fn mobile() {
 }
 
 #[test]
+fn enlarging() {
+    compare(&["unet", "decoder"]);
+}
+
+#[test]
 fn encoder() {
     compare(&["encoder"]);
 }

@@ -37,6 +37,8 @@ fn samples_of_a_batch_have_adapters_of_their_own() {
         ("cnn_dyn23", "int8", "conv1"),
         ("cnn_ts17_bn", "none", "conv1"),
         ("global_cnn_dyn20", "none", "conv1"),
+        ("unet_dyn20", "int8", "down1"),
+        ("decoder_ts13", "none", "encode.0"),
         ("encoder_dyn18", "int8", "query"),
         ("encoder_dyn18", "int4", "query"),
         ("encoder_ts13", "none", "query"),

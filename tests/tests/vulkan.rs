@@ -58,7 +58,9 @@ goldens! {
 #[test]
 fn samples_of_a_batch_have_adapters_of_their_own() {
     let Some(device) = device() else { return };
-    for (name, quant, first) in [("cnn_dyn23", "int8", "conv1"), ("encoder_dyn18", "int8", "query")] {
+    for (name, quant, first) in
+        [("cnn_dyn23", "int8", "conv1"), ("unet_ts17", "int8", "down1"), ("encoder_dyn18", "int8", "query")]
+    {
         let folder = tempfile::tempdir().expect("the system has a temporary folder");
         let (base, inputs) = adapters::fixture(name, quant, folder.path());
         adapters::mix(&base, &inputs, &[first, ""], device.parse().expect("a device"), 1e-4);

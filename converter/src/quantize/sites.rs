@@ -98,6 +98,8 @@ pub(super) enum Role {
     /// Of another product of matrices.
     Gemm,
     Conv,
+    /// Of a transposed convolution, whose scales belong to its input channels.
+    ConvTranspose,
     Table,
 }
 
@@ -105,7 +107,7 @@ impl Use {
     /// Why a weight that is so used is stored as int8 where int4 is asked for.
     pub fn not_int4(&self) -> Option<&'static str> {
         match self {
-            Use::Weight { role: Role::Conv, .. } => Some("int8: ONNX has no int4 convolution"),
+            Use::Weight { role: Role::Conv | Role::ConvTranspose, .. } => Some("int8: ONNX has no int4 convolution"),
             Use::Weight { role: Role::Table, .. } => Some("int8: rows of a table are gathered one by one"),
             _ => None,
         }
@@ -119,7 +121,7 @@ impl Use {
         }
     }
 
-    /// Whether it is the weight of a convolution.
+    /// Whether it is the weight of a convolution that has a scale for each output.
     pub fn is_convolution(&self) -> bool {
         matches!(self, Use::Weight { role: Role::Conv, .. })
     }
@@ -165,6 +167,7 @@ fn role(graph: &Graph, node: &Node) -> Role {
     let one = |name| node.float(name).unwrap_or(1.0) == 1.0;
     match node.op_type.as_str() {
         "Conv" => Role::Conv,
+        "ConvTranspose" => Role::ConvTranspose,
         "MatMul" => Role::Linear,
         _ => {
             // The bias of MatMulNBits has one dimension.
