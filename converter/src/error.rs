@@ -127,6 +127,12 @@ pub enum Error {
         /// What to do.
         way_out: &'static str,
     },
+    /// There is nothing for `--calibrate` to scale.
+    #[error("--calibrate: no weight can be given factors: {reason}; leave it out, or export with --quant int4 or int8")]
+    NothingToCalibrate {
+        /// Why not.
+        reason: String,
+    },
     /// The samples do not fit the model.
     #[error("samples {path}: {detail}", path = path.display())]
     Samples {

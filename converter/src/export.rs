@@ -10,6 +10,7 @@ use inlay_runtime::{Base, Verify};
 
 use crate::arithmetic::trained_on;
 use crate::basis;
+use crate::calibrate::calibrate;
 use crate::canonicalize::{canonicalize, note_of_halves};
 use crate::drawing;
 use crate::error::{Error, Result, io};
@@ -38,6 +39,8 @@ pub struct Options {
     pub kinds: Kinds,
     /// Real inputs for the verification, a `.npz`.
     pub samples: Option<PathBuf>,
+    /// Real inputs for which linears are scaled before they are quantized, a `.npz`.
+    pub calibrate: Option<PathBuf>,
     /// Rank of the bases for LoRA-XS, one at every linear among the points; none if there is none.
     pub basis: Option<u16>,
     /// Largest absolute difference that quantization may make at any output.
@@ -53,6 +56,8 @@ pub struct Options {
 pub enum Stage {
     /// Reading and rewriting the graph.
     Read,
+    /// Running the model on the calibration inputs, and choosing factors.
+    Calibrate,
     /// Writing weights: bytes of the source done, and in all.
     Write(u64, u64),
     /// Comparing with the source.
@@ -81,15 +86,20 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
     let chosen = choose(&canonical, &all, &options.targets, &options.kinds)?;
 
     let sites = Site::all(&canonical);
-    let mut graph = canonical.clone();
+    let temporary = temporary_folder(&out)?;
+    let folder = temporary.folder.path();
+    let calibrated = options.calibrate.as_deref().map(|file| {
+        progress(Stage::Calibrate);
+        calibrate(&canonical, &sites, &options.quant, file, folder.parent().unwrap_or(Path::new(".")))
+    });
+    let calibrated = calibrated.transpose()?;
+    let mut graph = calibrated.as_ref().map_or(&canonical, |calibrated| &calibrated.graph).clone();
     let mut points = insert(&mut graph, &chosen, options.kinds.bottleneck_activation)?;
     let packing = quantize(&mut graph, &sites, &options.quant)?;
     if let Some(rank) = options.basis {
         basis::add(&mut graph, &mut points, &packing, usize::from(rank))?;
     }
 
-    let temporary = temporary_folder(&out)?;
-    let folder = temporary.folder.path();
     let total: u64 = graph.constants.values().map(|t| t.byte_len() as u64).sum();
     let done = std::cell::Cell::new(0);
     let written = write_weights(&graph, &packing, folder, &|n| {
@@ -125,12 +135,14 @@ pub fn export(options: &Options, progress: &dyn Fn(Stage)) -> Result<Report> {
         trained: Vec::new(),
         skipped: all.iter().filter(|c| c.op != PointOp::Embedding).filter_map(Skipped::of).collect(),
         outputs: Vec::new(),
+        calibration: None,
         not_verified: None,
         notes: note_of_halves(&source.graph).into_iter().chain(told).collect(),
         drawing: drawing::svg(&canonical, &chosen.iter().map(|c| c.candidate.path.as_str()).collect()),
     };
     write_model(&written, &points, "{}", folder)?;
     progress(Stage::Verify);
+    report.calibration = calibrated.map(|calibrated| calibrated.report(folder)).transpose()?;
     let samples = options.samples.as_deref();
     if source.bytes > MAX_VERIFIED_BYTES {
         // All that maps the source goes, so that one form of the model is in memory at a time.

@@ -192,8 +192,10 @@ pub struct Graph {
     pub constants: BTreeMap<String, Tensor>,
     /// What is known of the values, by name.
     pub types: HashMap<String, ValueType>,
-    /// By Conv node: the factors of a BatchNormalization that was folded into the rows of its weight.
+    /// By node: the factors of a BatchNormalization or of calibration that were folded into the outputs of its weight.
     pub row_scales: BTreeMap<String, Vec<f32>>,
+    /// By linear node: the factors of calibration that its weight's inputs were multiplied by.
+    pub input_scales: BTreeMap<String, Vec<f32>>,
     /// By initializer of the source: the constant whose transpose it was, and which stands for it now.
     pub tied: BTreeMap<String, String>,
 }

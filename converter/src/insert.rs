@@ -9,6 +9,8 @@ mod lora;
 pub mod prompt;
 pub(crate) mod remove;
 
+use std::collections::HashMap;
+
 use inlay_format::kinds::{IA3, IN_FILE, parameters};
 use inlay_format::points::{Point, check_all};
 
@@ -24,7 +26,8 @@ use crate::tensor::{DType, Tensor};
 /// # Errors
 /// If a point's name or size is beyond what devices accept, or a prompt has no place.
 pub fn insert(graph: &mut Graph, chosen: &[Chosen], activation: Activation) -> Result<Vec<Point<String>>> {
-    let points = chosen.iter().map(|chosen| point(graph, chosen)).collect::<Result<Vec<_>>>()?;
+    let mut points = chosen.iter().map(point).collect::<Result<Vec<_>>>()?;
+    add_factors(graph, &mut points);
     check_all(&points).map_err(|(i, e)| invalid(&chosen[i].candidate, &e.to_string()))?;
     for (point, chosen) in points.iter().zip(chosen) {
         let result = result(graph, point);
@@ -37,18 +40,35 @@ pub fn insert(graph: &mut Graph, chosen: &[Chosen], activation: Activation) -> R
                 Kind::Prompt => prompt::insert(graph, point)?,
             }
         }
-        if let (Some(name), Some(scale)) = (&point.row_scale, graph.row_scales.get(&chosen.candidate.node)) {
-            graph.constants.insert(name.clone(), Tensor::from_f32(&[scale.len()], scale));
-        }
     }
     Ok(points)
+}
+
+/// Names the factors that were folded into the weights of the points, and adds them as constants. Linears that read one value have
+/// one constant with the factors of their inputs.
+fn add_factors(graph: &mut Graph, points: &mut [Point<String>]) {
+    let mut of_values: HashMap<String, String> = HashMap::new();
+    let tensor = |factors: &Vec<f32>| Tensor::from_f32(&[factors.len()], factors);
+    for point in points {
+        if let Some(factors) = graph.row_scales.get(&point.node) {
+            let name = name(point, "row_scale");
+            graph.constants.insert(name.clone(), tensor(factors));
+            point.row_scale = Some(name);
+        }
+        if let Some(factors) = graph.input_scales.get(&point.node) {
+            let value = graph.nodes[node(graph, point)].inputs[0].clone();
+            let name = of_values.entry(value).or_insert_with(|| name(point, "input_scale")).clone();
+            graph.constants.insert(name.clone(), tensor(factors));
+            point.input_scale = Some(name);
+        }
+    }
 }
 
 fn invalid(candidate: &Candidate, detail: &str) -> Error {
     Error::Invalid(format!("point {:?} (node {:?}): {detail}", candidate.path, candidate.node))
 }
 
-fn point(graph: &Graph, chosen: &Chosen) -> Result<Point<String>> {
+fn point(chosen: &Chosen) -> Result<Point<String>> {
     let candidate = &chosen.candidate;
     let size = |n: usize| u32::try_from(n).map_err(|_| invalid(candidate, "a size is beyond 32 bits"));
     let mut point = Point {
@@ -60,7 +80,8 @@ fn point(graph: &Graph, chosen: &Chosen) -> Result<Point<String>> {
         d_out: size(candidate.d_out)?,
         kernel: Default::default(),
         kinds: chosen.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
-        row_scale: graph.row_scales.contains_key(&candidate.node).then(|| format!("{}.row_scale", candidate.path)),
+        row_scale: None,
+        input_scale: None,
         feedforward: chosen.feedforward,
     };
     for &k in &candidate.kernel {

@@ -145,6 +145,9 @@ impl Integers {
                 Rewrite::ScaleRows(_) if (if at { self.dims().len() - 1 } else { 0 }) != n_axis => {
                     return Err("a normalization scales its inputs".into());
                 }
+                Rewrite::ScaleColumns(_) if (if at { 0 } else { self.dims().len() - 1 }) != n_axis => {
+                    return Err("calibration scales its inputs".into());
+                }
                 _ => {}
             }
         }
@@ -214,7 +217,7 @@ impl Integers {
             match rewrite {
                 Rewrite::Transpose => {}
                 Rewrite::Scale(f) => factors.iter_mut().for_each(|x| *x *= f),
-                Rewrite::ScaleRows(rows) => factors.iter_mut().zip(rows).for_each(|(x, f)| *x *= f),
+                Rewrite::ScaleRows(rows) | Rewrite::ScaleColumns(rows) => factors.iter_mut().zip(rows).for_each(|(x, f)| *x *= f),
             }
         }
         let scales = (0..n * blocks).map(|i| self.scales[share(i)] * factors[i / blocks]).collect();

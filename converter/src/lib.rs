@@ -11,6 +11,7 @@
 //! - [`canonicalize`]: the many spellings of exporters become one, of operators that [`support`] knows;
 //! - [`paths`] and [`points`]: module paths, and where adapters can be inserted;
 //! - [`kinds`]: which adapter kinds go where, by the [`blocks`] of a transformer;
+//! - [`calibrate`]: weights scaled by what they are multiplied with, when asked;
 //! - [`insert`]: adapter branches as standard ONNX;
 //! - [`quantize`]: which weights are packed;
 //! - [`basis`]: what LoRA-XS needs of each weight;
@@ -25,6 +26,7 @@ pub mod arithmetic;
 pub mod basis;
 pub mod blocks;
 pub mod bounds;
+pub mod calibrate;
 pub mod canonicalize;
 pub mod check;
 mod drawing;

@@ -105,6 +105,10 @@ struct ExportArgs {
     /// Real inputs for the verification: arrays named after the model's inputs [default: generated]
     #[arg(long, value_name = "FILE.npz")]
     samples: Option<PathBuf>,
+    /// Scale weights by what they meet on these inputs before they are quantized (AWQ), where a norm or linear before them can take
+    /// the inverse; arrays named after the model's inputs
+    #[arg(long, value_name = "FILE.npz")]
+    calibrate: Option<PathBuf>,
     /// Fail if quantization moves any output by more
     #[arg(long, value_name = "X", value_parser = positive)]
     max_error: Option<f32>,
@@ -292,6 +296,7 @@ fn run_export(args: ExportArgs) -> Result<(), String> {
         targets: args.targets.map(|globs| globs.0).unwrap_or_default(),
         report: args.report,
         samples: args.samples,
+        calibrate: args.calibrate,
         basis: args.basis,
         max_error: args.max_error,
         no_kv_cache: args.no_kv_cache,
@@ -351,6 +356,7 @@ impl Progress {
         }
         match stage {
             Stage::Read => self.bar.set_message("reading"),
+            Stage::Calibrate => self.bar.set_message("calibrating"),
             Stage::Write(done, total) => {
                 self.bar.set_message("writing weights");
                 self.bar.set_length(total);

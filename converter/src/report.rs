@@ -8,6 +8,7 @@ use inlay_format::points::{LORA, Point};
 use serde::Serialize;
 
 use crate::arithmetic::{self, Trained, section};
+use crate::calibrate::CalibrationReport;
 use crate::html::{self, row, table};
 use crate::points::Candidate;
 use crate::quantize::{Kept, Packing, Quant, Rule};
@@ -43,6 +44,9 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// How the outputs compare with the source; empty if they were not compared.
     pub outputs: Vec<OutputReport>,
+    /// What calibration did, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationReport>,
     /// Why the outputs were not compared, if so.
     pub not_verified: Option<String>,
     /// What the user should know.
@@ -276,6 +280,7 @@ impl Report {
             "kept": self.kept,
             "skipped": self.skipped,
             "outputs": self.outputs,
+            "calibration": self.calibration,
             "not_verified": self.not_verified,
             "notes": self.notes,
         }))
@@ -333,6 +338,9 @@ impl Report {
                 o.relative_l2,
                 o.cosine
             );
+        }
+        if let Some(calibration) = &self.calibration {
+            text.push_str(&calibration.text());
         }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
@@ -408,6 +416,7 @@ impl Report {
                 &["output", "structure (same weights)", "max error", "relative L2", "cosine"],
                 outputs,
             ),
+            self.calibration.as_ref().map_or(String::new(), CalibrationReport::html),
             html::points(&self.points, &self.skipped),
             section(&self.trained),
             drawing.unwrap_or_default(),

@@ -97,6 +97,8 @@ pub enum Rewrite {
     Transpose,
     /// Row `i` (axis 0) times `factor[i]`.
     ScaleRows(Vec<f32>),
+    /// Element `j` of the last axis times `factor[j]`.
+    ScaleColumns(Vec<f32>),
     /// Every element times the factor.
     Scale(f32),
 }
@@ -276,12 +278,12 @@ impl Tensor {
         let mut values = values;
         let mut kept = None;
         for rewrite in self.rewrites.iter().rev() {
+            let inverted = |f: &f32| if *f == 0.0 { f32::NAN } else { 1.0 / f };
             let inverse = match rewrite {
                 Rewrite::Transpose => Rewrite::Transpose,
-                Rewrite::ScaleRows(f) => {
-                    Rewrite::ScaleRows(f.iter().map(|f| if *f == 0.0 { f32::NAN } else { 1.0 / f }).collect())
-                }
-                Rewrite::Scale(f) => Rewrite::Scale(if *f == 0.0 { f32::NAN } else { 1.0 / f }),
+                Rewrite::ScaleRows(f) => Rewrite::ScaleRows(f.iter().map(inverted).collect()),
+                Rewrite::ScaleColumns(f) => Rewrite::ScaleColumns(f.iter().map(inverted).collect()),
+                Rewrite::Scale(f) => Rewrite::Scale(inverted(f)),
             };
             values = apply(&inverse, values, &mut dims);
         }
@@ -361,6 +363,12 @@ fn apply(rewrite: &Rewrite, mut values: Vec<f32>, dims: &mut [usize]) -> Vec<f32
             }
             values
         }
+        Rewrite::ScaleColumns(factors) => {
+            for row in values.chunks_exact_mut(factors.len().max(1)) {
+                row.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
+            }
+            values
+        }
         Rewrite::Scale(f) => {
             values.iter_mut().for_each(|v| *v *= f);
             values
@@ -377,9 +385,11 @@ mod tests {
         let t = Tensor::from_f32(&[2, 3], &[1., 2., 3., 4., 5., 6.])
             .rewritten(Rewrite::ScaleRows(vec![2.0, 0.0]))
             .rewritten(Rewrite::Transpose)
+            .rewritten(Rewrite::ScaleRows(vec![1.0, 2.0, 4.0]))
+            .rewritten(Rewrite::ScaleColumns(vec![3.0, 5.0]))
             .rewritten(Rewrite::Scale(0.5));
         assert_eq!(t.dims(), [3, 2]);
-        assert_eq!(t.to_f32(), [1., 0., 2., 0., 3., 0.]);
+        assert_eq!(t.to_f32(), [3., 0., 12., 0., 36., 0.]);
         assert_eq!(t.undo_rewrites(t.to_f32()), [1., 2., 3., 4., 5., 6.]);
     }
 

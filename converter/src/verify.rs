@@ -130,20 +130,41 @@ fn run_both(
 /// # Errors
 /// If it does not open or run there.
 pub fn run_exported(folder: &Path, feeds: &[Feed]) -> Result<Vec<Output>> {
-    let fails = |e: &dyn std::error::Error| Error::Oracle { what: "the exported model", detail: chain(e) };
-    let base = Base::open(folder, Verify::Full).map_err(|e| fails(&e))?;
-    let device = DeviceOptions { device: Device::Cpu, ..DeviceOptions::default() };
-    let mut inputs = Vec::with_capacity(feeds.len());
-    for feed in feeds {
-        let dtype = base.inputs().iter().find(|p| p.name == feed.name).map(|p| p.dtype);
-        inputs.push((feed.name.as_str(), host_tensor(feed, dtype)));
+    Exported::open(folder)?.run(feeds)
+}
+
+/// A base that was written, open on the CPU.
+pub(crate) struct Exported {
+    base: Base,
+    session: Session,
+}
+
+impl Exported {
+    /// Opens the base in `folder`.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let base = Base::open(folder, Verify::Full).map_err(|e| does_not_run(&e))?;
+        let device = DeviceOptions { device: Device::Cpu, ..DeviceOptions::default() };
+        let options = SessionOptions { device, ..SessionOptions::default() };
+        let session = Session::new(base.clone(), options).map_err(|e| does_not_run(&e))?;
+        Ok(Exported { base, session })
     }
-    let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
-    let mut session =
-        Session::new(base, SessionOptions { device, ..SessionOptions::default() }).map_err(|e| fails(&e))?;
-    let outputs = session.predict(&inputs).map_err(|e| fails(&e))?;
-    let output = |(name, t): (String, HostTensor)| Output { name, dims: t.shape().to_vec(), values: t.to_floats() };
-    Ok(outputs.into_iter().map(output).collect())
+
+    /// What it computes.
+    pub fn run(&mut self, feeds: &[Feed]) -> Result<Vec<Output>> {
+        let mut inputs = Vec::with_capacity(feeds.len());
+        for feed in feeds {
+            let dtype = self.base.inputs().iter().find(|p| p.name == feed.name).map(|p| p.dtype);
+            inputs.push((feed.name.as_str(), host_tensor(feed, dtype)));
+        }
+        let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+        let outputs = self.session.predict(&inputs).map_err(|e| does_not_run(&e))?;
+        let output = |(name, t): (String, HostTensor)| Output { name, dims: t.shape().to_vec(), values: t.to_floats() };
+        Ok(outputs.into_iter().map(output).collect())
+    }
+}
+
+fn does_not_run(error: &dyn std::error::Error) -> Error {
+    Error::Oracle { what: "the exported model", detail: chain(error) }
 }
 
 fn host_tensor(feed: &Feed, dtype: Option<inlay_runtime::DType>) -> HostTensor {

@@ -34,6 +34,7 @@ fn refused_file(model: &Path) -> String {
         targets: Vec::new(),
         kinds: Kinds::default(),
         samples: None,
+        calibrate: None,
         basis: None,
         max_error: None,
         report: None,

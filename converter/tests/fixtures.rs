@@ -25,6 +25,7 @@ fn options(name: &str, out: &Path, quant: Quant) -> Options {
         targets: Vec::new(),
         kinds: Kinds::default(),
         samples: Some(folder.join(format!("{name}.inputs.npz"))),
+        calibrate: None,
         basis: None,
         max_error: None,
         report: None,

@@ -24,6 +24,7 @@ fn try_export(name: &str, out: &Path, quant: Quant, kinds: Kinds) -> Result<Base
         samples: Some(fixtures().join(format!("{name}.inputs.npz"))),
         max_error: None,
         report: None,
+        calibrate: None,
         basis: None,
         no_kv_cache: false,
     };

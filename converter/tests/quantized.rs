@@ -36,6 +36,7 @@ fn exported(name: &str, out: &Path, quant: Quantization) -> Report {
         targets: Vec::new(),
         kinds: Kinds::default(),
         samples: Some(fixtures().join(format!("{}.inputs.npz", about(name).0))),
+        calibrate: None,
         basis: None,
         max_error: None,
         report: None,

@@ -24,6 +24,7 @@ fn check(name: &str) {
         targets: Vec::new(),
         kinds: Kinds::default(),
         samples: None,
+        calibrate: None,
         basis: None,
         max_error: None,
         report: None,

@@ -10,7 +10,7 @@ use inlay_format::metadata::{self, Checksum, Fingerprint};
 use inlay_format::points::{self, Point};
 use memmap2::{Mmap, MmapOptions};
 
-use crate::graph::{DType, Graph, GraphError};
+use crate::graph::{DType, Graph, GraphError, HostTensor};
 use crate::onnx::{self, Dim, Model, TensorData, WireError};
 
 /// File name of the graph in an exported folder.
@@ -275,6 +275,12 @@ impl Base {
     pub(crate) fn constant(&self, name: &str) -> Option<(&Constant, &[usize])> {
         let value = self.0.graph.values.iter().find(|value| value.name == name)?;
         value.constant.as_ref().map(|constant| (constant, constant.dims.as_slice()))
+    }
+
+    /// The values of a float initializer, in the order of memory.
+    pub fn floats(&self, name: &str) -> Option<Vec<f32>> {
+        let (constant, dims) = self.constant(name)?;
+        HostTensor::from_window(constant.dtype, dims, &constant.window)?.floats().map(<[f32]>::to_vec)
     }
 
     /// Inputs that data is fed to, adapters' parameters not among them.

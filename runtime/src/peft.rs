@@ -76,21 +76,21 @@ pub struct LoraTensors {
     pub b: Vec<f32>,
 }
 
-/// Values of the initializer of that name, for [`Point::row_scale`].
-pub type RowScale<'a> = &'a dyn Fn(&str) -> Option<Vec<f32>>;
+/// Values of the initializer of that name, for [`Point::row_scale`] and [`Point::input_scale`].
+pub type Factors<'a> = &'a dyn Fn(&str) -> Option<Vec<f32>>;
 
 /// Reads the PEFT folder `folder` for a base with these insertion points.
 ///
 /// PEFT's module paths must be the points' paths, exactly or under one common prefix, which is returned. Points without
-/// tensors stay without an adapter. Where a normalization was folded into the base (`row_scale`), B's outputs are
-/// multiplied by its factor.
+/// tensors stay without an adapter. Where a normalization or calibration was folded into the base, A's inputs and B's outputs
+/// are multiplied by its `factors`.
 ///
 /// # Errors
 /// [`PeftError`] when the folder cannot be read, or holds what cannot be applied to the points as it is meant.
 pub fn read<S: AsRef<str>>(
     folder: &Path,
     points: &[Point<S>],
-    row_scale: RowScale<'_>,
+    factors: Factors<'_>,
 ) -> Result<(PeftLora, Prefix), PeftError> {
     let config = Config::parse(&read_file(folder, CONFIG_FILE, MAX_CONFIG_BYTES)?)?;
     let bytes = read_file(folder, TENSORS_FILE, MAX_TENSORS_BYTES)?;
@@ -117,7 +117,8 @@ pub fn read<S: AsRef<str>>(
         let rank = usize::from(of_module);
         let mut a = values(key_a, &a, &peft_a_shape(point, rank))?;
         let mut b = values(key_b, &b, &peft_b_shape(point, rank))?;
-        scale_outputs(point, row_scale, &mut b, |b, factor| b * factor)?;
+        scale_inputs(point, factors, &mut a, |a, factor| a * factor)?;
+        scale_outputs(point, factors, &mut b, |b, factor| b * factor)?;
         if point.op != PointOp::Conv {
             a = transposed(&a, rank, point.d_in as usize);
             b = transposed(&b, point.d_out as usize, rank);
@@ -160,8 +161,8 @@ fn rows_are_columns(view: &TensorView<'_>) -> bool {
 
 /// Writes `adapter` as a PEFT folder that [`read`] and PEFT itself can load, creating `folder` if it is not there.
 ///
-/// Module paths are the points' paths. Where a normalization was folded into the base, B's outputs are divided by its
-/// factor.
+/// Module paths are the points' paths. Where a normalization or calibration was folded into the base, A's inputs and B's outputs
+/// are divided by its `factors`.
 ///
 /// # Errors
 /// [`PeftError`] when a point of the adapter is not among `points` or has tensors of other sizes there, or a file cannot be
@@ -170,7 +171,7 @@ pub fn write<S: AsRef<str>>(
     folder: &Path,
     adapter: &PeftLora,
     points: &[Point<S>],
-    row_scale: RowScale<'_>,
+    factors: Factors<'_>,
 ) -> Result<(), PeftError> {
     let by_path: HashMap<&str, &Point<S>> = points.iter().map(|point| (point.path.as_ref(), point)).collect();
     let mut tensors: Tensors = BTreeMap::new();
@@ -184,13 +185,14 @@ pub fn write<S: AsRef<str>>(
                 return Err(PeftError::Elements { path: path.clone(), found: values.len(), expected });
             }
         }
-        let (a, mut b) = match point.op {
+        let (mut a, mut b) = match point.op {
             PointOp::Linear | PointOp::Embedding => {
                 (transposed(a, point.d_in as usize, rank), transposed(b, rank, point.d_out as usize))
             }
             PointOp::Conv => (a.clone(), b.clone()),
         };
-        scale_outputs(point, row_scale, &mut b, |b, factor| b / factor)?;
+        scale_inputs(point, factors, &mut a, |a, factor| a / factor)?;
+        scale_outputs(point, factors, &mut b, |b, factor| b / factor)?;
         let suffixes = SUFFIXES[usize::from(point.op == PointOp::Embedding)];
         for (suffix, shape, values) in [(suffixes[0], a_shape, a), (suffixes[1], b_shape, b)] {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -297,28 +299,67 @@ fn values(key: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<f3
     }
 }
 
+/// Applies `scale` to A `[r, d_in]`, input by input, where the point has an `input_scale`.
+fn scale_inputs<S: AsRef<str>>(
+    point: &Point<S>,
+    factors: Factors<'_>,
+    a: &mut [f32],
+    scale: impl Fn(f32, f32) -> f32,
+) -> Result<(), PeftError> {
+    let Some(folded) = Folded::find(point, &point.input_scale, factors, point.d_in)? else { return Ok(()) };
+    for (i, a) in a.iter_mut().enumerate() {
+        *a = folded.finite(scale(*a, folded.factors[i % folded.factors.len()]))?;
+    }
+    Ok(())
+}
+
 /// Applies `scale` to B `[d_out, ..]`, output by output, where the point has a `row_scale`.
 fn scale_outputs<S: AsRef<str>>(
     point: &Point<S>,
-    row_scale: RowScale<'_>,
+    factors: Factors<'_>,
     b: &mut [f32],
     scale: impl Fn(f32, f32) -> f32,
 ) -> Result<(), PeftError> {
-    let Some(name) = point.row_scale.as_ref().map(AsRef::as_ref) else { return Ok(()) };
-    let refused = |reason| PeftError::RowScale { path: point.path.as_ref().into(), name: name.into(), reason };
-    let factors = row_scale(name).ok_or_else(|| refused("is not in the base"))?;
-    if factors.len() != point.d_out as usize {
-        return Err(refused("has another length than the point has outputs"));
-    }
-    for (row, factor) in b.chunks_exact_mut((b.len() / factors.len().max(1)).max(1)).zip(factors) {
-        for b in row {
-            *b = scale(*b, factor);
-            if !b.is_finite() {
-                return Err(refused("has a factor for which B has no finite value"));
-            }
-        }
+    let Some(folded) = Folded::find(point, &point.row_scale, factors, point.d_out)? else { return Ok(()) };
+    let row = (b.len() / folded.factors.len()).max(1);
+    for (i, b) in b.iter_mut().enumerate() {
+        *b = folded.finite(scale(*b, folded.factors[i / row]))?;
     }
     Ok(())
+}
+
+/// Factors that were folded into the weight of a point.
+struct Folded<'a> {
+    path: &'a str,
+    name: &'a str,
+    factors: Vec<f32>,
+}
+
+impl<'a> Folded<'a> {
+    /// Those that the point names `name`, if it does, one for each of `count` channels.
+    fn find<S: AsRef<str>>(
+        point: &'a Point<S>,
+        name: &'a Option<S>,
+        factors: Factors<'_>,
+        count: u32,
+    ) -> Result<Option<Self>, PeftError> {
+        let Some(name) = name.as_ref().map(AsRef::as_ref) else { return Ok(None) };
+        let mut folded = Folded { path: point.path.as_ref(), name, factors: Vec::new() };
+        folded.factors = factors(name).ok_or_else(|| folded.refused("is not in the base"))?;
+        if folded.factors.len() != count as usize {
+            return Err(folded.refused("has another length than the point has channels"));
+        }
+        Ok(Some(folded))
+    }
+
+    fn finite(&self, value: f32) -> Result<f32, PeftError> {
+        let refused = || self.refused("has a factor for which LoRA has no finite value");
+        if value.is_finite() { Ok(value) } else { Err(refused()) }
+    }
+
+    fn refused(&self, reason: &'static str) -> PeftError {
+        PeftError::Factor { path: self.path.into(), name: self.name.into(), reason }
+    }
 }
 
 /// PEFT's shape of A: `[r, d_in]` or `[r, C_in, k..]`.

@@ -47,15 +47,14 @@ pub fn random_lora(base: &Base, rank: u16, alpha: f32, ends: &[&str], seed: u64)
     let points = base.points().iter().filter(chosen).enumerate().map(tensors).collect();
     let folder = tempfile::tempdir().expect("the system has a temporary folder");
     let lora = PeftLora { rslora: false, points, saved: Vec::new() };
-    // Without the factors of folded normalizations, which reading applies.
+    // Without the factors of folded normalizations and calibration, which reading applies.
     peft::write(folder.path(), &lora, base.points(), &|name| Some(ones(base, name)))
         .expect("the values fit the points");
     Adapter::from_peft(base, folder.path()).expect("just written").0
 }
 
-fn ones(base: &Base, row_scale: &str) -> Vec<f32> {
-    let point = base.points().iter().find(|point| point.row_scale.as_deref() == Some(row_scale));
-    vec![1.0; point.map_or(0, |point| point.d_out as usize)]
+fn ones(base: &Base, factor: &str) -> Vec<f32> {
+    base.floats(factor).map_or(Vec::new(), |factors| vec![1.0; factors.len()])
 }
 
 /// A session on that device, with one thread: nothing waits for another core of a busy machine.

@@ -41,6 +41,7 @@ fn exported(folder: &Path, weights: Weights, kinds: Kinds) -> Base {
         samples: None,
         max_error: None,
         report: None,
+        calibrate: None,
         basis: None,
         no_kv_cache: false,
     };

@@ -45,6 +45,7 @@ fn points(tensors: &Tensors) -> Vec<Point<String>> {
             kernel: a[2..].iter().map(|extent| *extent as u32).collect(),
             kinds: [LORA.to_owned()].into_iter().collect(),
             row_scale: None,
+            input_scale: None,
             feedforward: false,
         }
     };

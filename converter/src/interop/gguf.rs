@@ -99,6 +99,7 @@ pub fn export_gguf(
         let [rows, columns] = [binding.shape[0], binding.shape[1]];
         // PEFT's orientation: A [r, d_in], B [d_out, r].
         let mut values = transposed(values, rows, columns);
+        unfold(base, point, name.tensor, &mut values)?;
         let suffix = match name.tensor {
             LoraTensor::A => "lora_a",
             LoraTensor::B => {
@@ -151,6 +152,26 @@ impl Architecture {
         }
         Ok(Some(heads))
     }
+}
+
+/// Takes out of A `[r, d_in]` or B `[d_out, r]` the factors that calibration put on the base's weight, which the model of the
+/// other program does not have.
+fn unfold(base: &Base, point: &Point<String>, tensor: LoraTensor, values: &mut [f32]) -> Result<()> {
+    let (name, channels) = match tensor {
+        LoraTensor::A => (&point.input_scale, point.d_in as usize),
+        LoraTensor::B => (&point.row_scale, point.d_out as usize),
+    };
+    let Some(name) = name else { return Ok(()) };
+    let detail = || Error::NotInFile {
+        parameter: point.path.clone(),
+        detail: format!("the factor {name:?} of its weight is damaged; export the base again"),
+    };
+    let factors = base.floats(name).filter(|factors| factors.len() == channels).ok_or_else(detail)?;
+    let row = values.len() / channels.max(1);
+    for (i, value) in values.iter_mut().enumerate() {
+        *value /= if tensor == LoraTensor::A { factors[i % channels] } else { factors[i / row.max(1)] };
+    }
+    Ok(())
 }
 
 /// Rows of each head, first and second half in turns: row `2 j + s` is row `s size / 2 + j`.

@@ -93,6 +93,7 @@ mod tests {
             kernel: kernel.iter().copied().collect(),
             kinds: IN_FILE.iter().map(|(kind, _)| *kind).collect(),
             row_scale: None,
+            input_scale: None,
             feedforward: false,
         }
     }

@@ -40,6 +40,10 @@ pub enum PointOp {
     Embedding,
 }
 
+/// What follows the name of a bias or gain in that of the initializer with the factor that calibration put on it. A module that
+/// PEFT saves whole has it without the factor.
+pub const CALIBRATION_SUFFIX: &str = ".calibration_scale";
+
 /// A place where an adapter may be inserted. `S` is the string type: `&str` borrows from the file, `String` owns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,10 +65,14 @@ pub struct Point<S> {
     pub kernel: Vec<u32, MAX_KERNEL_DIMS>,
     /// Adapter kinds that this point offers, e.g. [`LORA`].
     pub kinds: Vec<S, MAX_KINDS>,
-    /// Name of the initializer `[d_out]` with the factor that a folded BatchNormalization put on the weight's outputs;
-    /// PEFT import multiplies B's outputs by it, export divides.
+    /// Name of the initializer `[d_out]` with the factor that a folded BatchNormalization or calibration put on the weight's
+    /// outputs; PEFT import multiplies B's outputs by it, export divides.
     #[serde(default = "none", skip_serializing_if = "Option::is_none")]
     pub row_scale: Option<S>,
+    /// Name of the initializer `[d_in]` with the factor that calibration put on the weight's inputs, which the values that
+    /// it is multiplied with were divided by; PEFT import multiplies A's inputs by it, export divides. Linears only.
+    #[serde(default = "none", skip_serializing_if = "Option::is_none")]
+    pub input_scale: Option<S>,
     /// Whether [`IA3`](crate::kinds::IA3) scales the inputs here, as it does in feed-forward modules, not the outputs.
     #[serde(default, skip_serializing_if = "is_false")]
     pub feedforward: bool,
@@ -122,6 +130,7 @@ impl<S: AsRef<str>> Point<S> {
             kernel: self.kernel.clone(),
             kinds: self.kinds.iter().map(AsRef::as_ref).collect(),
             row_scale: self.row_scale.as_ref().map(AsRef::as_ref),
+            input_scale: self.input_scale.as_ref().map(AsRef::as_ref),
             feedforward: self.feedforward,
         }
     }
@@ -134,8 +143,10 @@ impl<S: AsRef<str>> Point<S> {
         check_name("path", self.path.as_ref())?;
         check_name("node", self.node.as_ref())?;
         check_name("weight", self.weight.as_ref())?;
-        if let Some(row_scale) = &self.row_scale {
-            check_name("row_scale", row_scale.as_ref())?;
+        for (field, name) in [("row_scale", &self.row_scale), ("input_scale", &self.input_scale)] {
+            if let Some(name) = name {
+                check_name(field, name.as_ref())?;
+            }
         }
         for (i, kind) in self.kinds.iter().enumerate() {
             check_name("kinds", kind.as_ref())?;
@@ -148,6 +159,9 @@ impl<S: AsRef<str>> Point<S> {
         }
         for extent in &self.kernel {
             check_size("kernel", *extent, MAX_KERNEL_EXTENT)?;
+        }
+        if self.input_scale.is_some() && self.op != PointOp::Linear {
+            return Err(PointError::InputScale { op: self.op });
         }
         match (self.op, self.kernel.is_empty()) {
             (PointOp::Linear | PointOp::Embedding, true) | (PointOp::Conv, false) => Ok(()),
@@ -298,6 +312,12 @@ pub enum PointError {
         /// What the point is.
         op: PointOp,
     },
+    /// A factor of inputs where there is no linear.
+    #[error("a {op:?} point has an input_scale")]
+    InputScale {
+        /// What the point is.
+        op: PointOp,
+    },
     /// An adapter kind is listed twice.
     #[error("it lists an adapter kind twice")]
     RepeatedKind,
@@ -327,6 +347,7 @@ mod tests {
             kernel: Vec::new(),
             kinds: Vec::from_slice(&[LORA.into()]).unwrap(),
             row_scale: None,
+            input_scale: None,
             feedforward: false,
         }
     }
@@ -404,6 +425,8 @@ mod tests {
             Point { op: PointOp::Linear, ..conv() },
             Point { kernel: Vec::from_slice(&[0]).unwrap(), ..conv() },
             Point { row_scale: Some(String::new()), ..conv() },
+            Point { input_scale: Some(String::new()), ..linear("a") },
+            Point { input_scale: Some("s".into()), ..conv() },
             Point { kinds: Vec::from_slice(&["a".into(), "a".into()]).unwrap(), ..conv() },
         ];
         for point in bad {

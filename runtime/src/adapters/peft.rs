@@ -5,13 +5,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
-use inlay_format::points::{Point, PointOp};
+use inlay_format::points::{CALIBRATION_SUFFIX, Point, PointOp};
 use inlay_format::record::{BaseId, RecordError};
 
 use super::adapter::by_settings;
 use super::{Adapter, AdapterError, AdapterKind, AdapterPoint, Bias, Dense, Ia3, Lora, Norm, Part, Settings, Site};
 use crate::base::Base;
-use crate::graph::HostTensor;
 use crate::peft::{self, Ia3Factors, LoraTensors, PeftError, PeftLora, Prefix, SavedTensor};
 use crate::plan::node_weight;
 
@@ -28,7 +27,7 @@ impl Adapter {
         if peft::peft_type(folder.as_ref())? == "IA3" {
             return Self::from_peft_ia3(base, folder.as_ref());
         }
-        let floats = |name: &str| initializer(base, name);
+        let floats = |name: &str| base.floats(name);
         let (lora, prefix) = peft::read(folder.as_ref(), base.points(), &floats)?;
         let tensors: HashMap<&str, &LoraTensors> =
             lora.points.iter().map(|point| (point.path.as_str(), point)).collect();
@@ -96,7 +95,7 @@ impl Adapter {
         let mut points: Vec<LoraTensors> = points.collect();
         points.sort_unstable_by(|x, y| x.path.cmp(&y.path));
         let lora = PeftLora { rslora, points, saved: self.whole_modules(base)? };
-        Ok(peft::write(folder.as_ref(), &lora, base.points(), &|name| initializer(base, name))?)
+        Ok(peft::write(folder.as_ref(), &lora, base.points(), &|name| base.floats(name))?)
     }
 
     /// The modules that parts of kinds `dense`, `norm` and `bias` change, with all of their parameters.
@@ -125,10 +124,9 @@ impl Adapter {
             let (shape, values) = match (point(base, &module), Norm::of(base, &module)) {
                 (Some(point), _) => {
                     let mut weight = weight(base, point)?;
-                    if let Some(delta) = of(&Dense, &module) {
-                        for (value, at) in weight.iter_mut().zip(places(point)) {
-                            *value += delta[at];
-                        }
+                    let (delta, factors) = (of(&Dense, &module), WeightFactors::of(base, point)?);
+                    for (i, (value, at)) in weight.iter_mut().zip(places(point)).enumerate() {
+                        *value = (*value + delta.map_or(0.0, |delta| delta[at])) / factors.at(i);
                     }
                     (torch_shape(point), weight)
                 }
@@ -164,11 +162,14 @@ fn differences(base: &Base, tensors: &[SavedTensor]) -> Result<Vec<Part>, Adapte
         let of_vector = |site: Site| {
             let (shape, values) = vector(base, &site, None)?;
             expect(&shape)?;
-            Ok::<_, AdapterError>((site, tensor.values.iter().zip(values).map(|(new, old)| new - old).collect()))
+            let factors = vector_factors(base, &site, values.len())?;
+            let differences = tensor.values.iter().zip(values).zip(factors);
+            let delta = differences.map(|((new, old), factor)| (new - old) * factor).collect();
+            Ok::<_, AdapterError>((site, delta))
         };
         match (parameter, point(base, module)) {
             ("weight", Some(point)) => {
-                if point.row_scale.is_some() {
+                if point.op == PointOp::Conv && point.row_scale.is_some() {
                     return Err(saved(
                         &tensor.name,
                         "has a normalization folded into it in the base; export it unfolded",
@@ -176,9 +177,9 @@ fn differences(base: &Base, tensors: &[SavedTensor]) -> Result<Vec<Part>, Adapte
                 }
                 expect(&torch_shape(point))?;
                 let mut delta = vec![0.0; tensor.values.len()];
-                let old = weight(base, point)?;
-                for ((new, old), at) in tensor.values.iter().zip(old).zip(places(point)) {
-                    delta[at] = new - old;
+                let (old, factors) = (weight(base, point)?, WeightFactors::of(base, point)?);
+                for (i, ((new, old), at)) in tensor.values.iter().zip(old).zip(places(point)).enumerate() {
+                    delta[at] = new * factors.at(i) - old;
                 }
                 found[0].1.push((Site::at_point(point), delta));
             }
@@ -236,13 +237,55 @@ fn weight(base: &Base, point: &Point<String>) -> Result<Vec<f32>, AdapterError> 
     Ok((0..weight.n()).flat_map(|n| (0..weight.k()).map(move |k| view.get(k, n))).collect())
 }
 
-/// A bias or gain with a difference, and its shape.
+/// The factors that calibration put on a linear's weight, in PyTorch's layout.
+struct WeightFactors {
+    d_in: usize,
+    inputs: Option<Vec<f32>>,
+    outputs: Option<Vec<f32>>,
+}
+
+impl WeightFactors {
+    fn of(base: &Base, point: &Point<String>) -> Result<Self, AdapterError> {
+        let find = |name: &Option<String>, count: u32| {
+            let name = name.as_ref().filter(|_| point.op == PointOp::Linear);
+            name.map(|name| factors(base, &point.path, name, count as usize)).transpose()
+        };
+        let (inputs, outputs) = (find(&point.input_scale, point.d_in)?, find(&point.row_scale, point.d_out)?);
+        Ok(WeightFactors { d_in: point.d_in as usize, inputs, outputs })
+    }
+
+    /// That of the element at `index`.
+    fn at(&self, index: usize) -> f32 {
+        let of = |factors: &Option<Vec<f32>>, channel: usize| factors.as_ref().map_or(1.0, |factors| factors[channel]);
+        of(&self.inputs, index % self.d_in) * of(&self.outputs, index / self.d_in)
+    }
+}
+
+/// The factors that calibration put on a bias or gain of `count` elements; ones if it did not.
+fn vector_factors(base: &Base, site: &Site, count: usize) -> Result<Vec<f32>, AdapterError> {
+    let name = format!("{}{CALIBRATION_SUFFIX}", site.path);
+    if base.constant(&name).is_none() {
+        return Ok(vec![1.0; count]);
+    }
+    factors(base, &site.path, &name, count)
+}
+
+/// The factors in an initializer, one for each of `count` channels.
+fn factors(base: &Base, path: &str, name: &str, count: usize) -> Result<Vec<f32>, AdapterError> {
+    let refused = |reason| PeftError::Factor { path: path.to_owned(), name: name.to_owned(), reason };
+    let factors = base.floats(name).ok_or_else(|| refused("is not in the base"))?;
+    let is_usable = factors.len() == count && factors.iter().all(|f| f.is_finite() && *f != 0.0);
+    if is_usable { Ok(factors) } else { Err(refused("is not a number other than zero for each channel").into()) }
+}
+
+/// A bias or gain with a difference, without the factors of calibration, and its shape.
 fn vector(base: &Base, site: &Site, delta: Option<&[f32]>) -> Result<(Vec<usize>, Vec<f32>), AdapterError> {
-    let values = initializer(base, &site.path);
+    let values = base.floats(&site.path);
     let mut values =
         values.ok_or_else(|| saved(&site.path, "shares its values with another module; use another kind"))?;
-    for (i, value) in values.iter_mut().enumerate() {
-        *value += delta.map_or(0.0, |delta| delta[i]);
+    let factors = vector_factors(base, site, values.len())?;
+    for (i, (value, factor)) in values.iter_mut().zip(factors).enumerate() {
+        *value = (*value + delta.map_or(0.0, |delta| delta[i])) / factor;
     }
     Ok((vec![values.len()], values))
 }
@@ -253,10 +296,4 @@ fn module_of_bias(base: &Base, path: &str) -> Option<String> {
     let named = path.strip_suffix(".bias").filter(|module| is_its(module));
     let points = || base.points().iter().map(|point| point.path.as_str());
     named.or_else(|| points().find(|module| is_its(module))).map(str::to_owned)
-}
-
-/// The floats of an initializer.
-fn initializer(base: &Base, name: &str) -> Option<Vec<f32>> {
-    let (constant, dims) = base.constant(name)?;
-    HostTensor::from_window(constant.dtype, dims, &constant.window)?.floats().map(<[f32]>::to_vec)
 }

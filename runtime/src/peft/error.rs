@@ -175,9 +175,9 @@ pub enum PeftError {
         /// The tensor's key.
         key: String,
     },
-    /// The factor of a folded normalization cannot be applied.
-    #[error("point \"{path}\": the factor \"{name}\" of its folded normalization {reason}; export the base again")]
-    RowScale {
+    /// The factor of a folded normalization or calibration cannot be applied.
+    #[error("point \"{path}\": the factor \"{name}\" that was folded into its weight {reason}; export the base again")]
+    Factor {
         /// The point.
         path: String,
         /// Name of the initializer.

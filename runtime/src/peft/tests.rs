@@ -3,7 +3,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const NO_SCALES: RowScale<'static> = &|_| None;
+const NO_SCALES: Factors<'static> = &|_| None;
 
 fn linear(path: &str, d_in: u32, d_out: u32) -> Point<String> {
     Point {
@@ -16,6 +16,7 @@ fn linear(path: &str, d_in: u32, d_out: u32) -> Point<String> {
         kernel: heapless_vec(&[]),
         kinds: [LORA.to_owned()].into_iter().collect(),
         row_scale: None,
+        input_scale: None,
         feedforward: false,
     }
 }
@@ -106,12 +107,12 @@ fn convolutions_keep_their_layout_and_take_the_folded_factor() {
     let unscaled = read(folder.path(), &[conv("conv", 3, 4, &[5])], NO_SCALES).unwrap().0;
     assert_eq!(unscaled, plain);
 
-    let bad: [RowScale<'_>; 3] = [NO_SCALES, &|_| Some(vec![1.0; 3]), &|_| Some(vec![f32::INFINITY; 4])];
+    let bad: [Factors<'_>; 3] = [NO_SCALES, &|_| Some(vec![1.0; 3]), &|_| Some(vec![f32::INFINITY; 4])];
     for factors in bad {
-        assert!(matches!(read(saved.save(), &points, factors), Err(PeftError::RowScale { .. })));
+        assert!(matches!(read(saved.save(), &points, factors), Err(PeftError::Factor { .. })));
     }
     let zero = write(folder.path(), &scaled, &points, &|_| Some(vec![0.0; 4])).unwrap_err();
-    assert!(matches!(zero, PeftError::RowScale { .. }), "{zero}");
+    assert!(matches!(zero, PeftError::Factor { .. }), "{zero}");
     assert_eq!(read(folder.path(), &points, &factors).unwrap().0, scaled, "a refused export changed the folder");
 }
 
@@ -123,6 +124,33 @@ fn linears_with_a_folded_factor() {
     let (adapter, _) = read(saved.save(), &[point], &|_| Some(vec![10.0, 100.0])).unwrap();
     // PEFT's B [[0.5, 1], [1.5, 2]], its rows scaled, then transposed.
     assert_eq!(adapter.points[0].b, [5.0, 150.0, 10.0, 200.0]);
+}
+
+#[test]
+fn calibrated_linears_take_factors_of_inputs_and_outputs() {
+    let saved = Saved::new().module("fc", &[2, 3], &[4, 2]);
+    let plain = [linear("fc", 3, 4)];
+    let original = saved.read(&plain).unwrap().0;
+    let mut point = linear("fc", 3, 4);
+    (point.input_scale, point.row_scale) = (Some("in".into()), Some("out".into()));
+    let points = [point];
+    let factors = |name: &str| match name {
+        "in" => Some(vec![2.0, 4.0, 0.5]),
+        "out" => Some(vec![1.0, 10.0, 0.25, 1.0]),
+        _ => None,
+    };
+    let scaled = read(saved.save(), &points, &factors).unwrap().0;
+    // A is [d_in, r] here, 1 to 6 in PEFT's order [r, d_in]; B is [r, d_out].
+    assert_eq!(scaled.points[0].a, [2.0, 8.0, 8.0, 20.0, 1.5, 3.0]);
+    assert_eq!(scaled.points[0].b, [0.5, 15.0, 0.625, 3.5, 1.0, 20.0, 0.75, 4.0]);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &scaled, &points, &factors).unwrap();
+    assert_eq!(read(folder.path(), &plain, NO_SCALES).unwrap().0, original);
+    let bad: [Factors<'_>; 3] =
+        [NO_SCALES, &|_| Some(vec![1.0; 4]), &|name| Some(vec![f32::INFINITY; if name == "in" { 3 } else { 4 }])];
+    for factors in bad {
+        assert!(matches!(read(saved.save(), &points, factors), Err(PeftError::Factor { .. })));
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn open(name: &str) -> (Base, Vec<(String, HostTensor)>) {
             kernel: kernel.iter().map(|&k| u(k)).collect(),
             kinds: Default::default(),
             row_scale: None,
+            input_scale: None,
             feedforward: false,
         })
     };
