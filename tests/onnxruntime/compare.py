@@ -31,6 +31,7 @@ TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 TOLERANCE = 1e-4  # of max(1, largest value)
 RANKS = (1, 4, 16)
+CALIBRATED = "int4-calibrated"
 INT4 = ["--quant", "int4", "--int4-block", "16"]
 NO_INT4 = ("decoder", "gelus", "global_cnn", "golden/small_mobile", "mobile", "unet")  # without a linear before the head that fills blocks
 EXPORTS = {  # what is exported, by name; small models have few linears whose inputs fill a larger block
@@ -41,6 +42,7 @@ EXPORTS = {  # what is exported, by name; small models have few linears whose in
     "int4-qdq": [*INT4, "--qdq"],
     "int4-hqq": [*INT4, "--int4-method", "hqq"],
     "int4-hqq-qdq": [*INT4, "--int4-method", "hqq", "--qdq"],
+    CALIBRATED: INT4,  # on the case's inputs
 }
 
 
@@ -139,7 +141,7 @@ class Adapter:
 
 
 def random_adapter(model: onnx.ModelProto, rank: int, folder: Path) -> Adapter:
-    """Writes the PEFT folder; where a BatchNorm was folded, B's rows are multiplied by its factor in the feeds only."""
+    """Writes the PEFT folder; where a BatchNorm or calibration was folded, the feeds alone have its factors in A and B."""
     rng = np.random.default_rng(rank)
     points = {p["path"]: p for p in json.loads(metadata(model)["inlay.points"])}
     initializers = {i.name: i for i in model.graph.initializer}
@@ -157,6 +159,8 @@ def random_adapter(model: onnx.ModelProto, rank: int, folder: Path) -> Adapter:
         if point.get("row_scale"):
             factor = onnx.numpy_helper.to_array(initializers[point["row_scale"]])
             fed = fed * factor.reshape(-1, *[1] * (b.ndim - 1))
+        if point.get("input_scale"):
+            a = a * onnx.numpy_helper.to_array(initializers[point["input_scale"]])
         linear = point["op"] == "linear"
         feeds[f"{path}.lora_A"] = np.ascontiguousarray(a.T) if linear else a
         feeds[f"{path}.lora_B"] = np.ascontiguousarray(fed.T) if linear else fed
@@ -198,6 +202,7 @@ class Comparison:
         """All checks; a line that sums them up."""
         base = self.scratch / "base"
         options = ["--out", base, *EXPORTS[self.quant], *self.case.options]
+        options += ["--calibrate", self.data] if self.quant == CALIBRATED else []
         command(binary("converter"), "export", self.case.source, *options)
         path = base / "model.onnx"
         onnx.checker.check_model(str(path), full_check=True)

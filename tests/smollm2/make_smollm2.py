@@ -1,9 +1,10 @@
-"""Writes SmolLM2-135M as an exporter writes it, and a text to measure perplexity on.
+"""Writes SmolLM2-135M as an exporter writes it, a text to measure perplexity on, and one to calibrate with.
 
-    python make_smollm2.py GGUF TEXT OUT
+    python make_smollm2.py GGUF TEXT CALIBRATION_TEXT OUT
 
   OUT/model.onnx   f32, operator set 17, input_ids and attention_mask [batch, seq] -> logits [batch, seq, vocab]
   OUT/text.npz     input_ids, attention_mask, labels (the next token, -100 after the last) of ROWS pieces of TEXT
+  OUT/calibration.npz  input_ids, attention_mask of ROWS pieces spread over CALIBRATION_TEXT, for --calibrate
   OUT/about.json   what PyTorch says: the mean loss over the labels, and the logits of the last token of the first row
 Needs torch, transformers, gguf, onnx, numpy.
 """
@@ -27,15 +28,28 @@ class Decoder(LlamaForCausalLM):
         return super().forward(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 
+def tokens(tokenizer, text: Path) -> torch.Tensor:
+    """The text's tokens."""
+    return tokenizer(text.read_text(encoding="utf-8", errors="replace"), return_tensors="pt").input_ids[0]
+
+
+def calibration(tokenizer, text: Path, out: Path) -> None:
+    """Pieces from all parts of the text."""
+    ids = tokens(tokenizer, text).numpy()
+    ids = np.stack([ids[at : at + TOKENS] for at in np.linspace(0, len(ids) - TOKENS, ROWS, dtype=int)])
+    np.savez(out / "calibration.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+
+
 def main() -> None:
-    gguf, text, out = (Path(argument) for argument in sys.argv[1:])
+    gguf, text, calibration_text, out = (Path(argument) for argument in sys.argv[1:])
     warnings.simplefilter("ignore")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    calibration(tokenizer, calibration_text, out)
     model = Decoder.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, attn_implementation="sdpa")
     model.eval()
 
-    ids = tokenizer(text.read_text(encoding="utf-8", errors="replace"), return_tensors="pt").input_ids[0]
+    ids = tokens(tokenizer, text)
     ids = ids[: ROWS * TOKENS].reshape(ROWS, TOKENS)
     labels = torch.cat([ids[:, 1:], torch.full((ROWS, 1), -100)], 1)
     mask = torch.ones_like(ids)

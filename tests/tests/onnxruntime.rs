@@ -64,6 +64,13 @@ fn decoders() {
 }
 
 #[test]
+fn calibrated() {
+    for name in ["mlp_ts20", "encoder_ts17", "gpt2_ts17", "llama_ts17"] {
+        script("compare.py", &["--quant", "int4-calibrated", name]);
+    }
+}
+
+#[test]
 fn quantized() {
     compare(&["quantized/"]);
 }
@@ -122,6 +129,7 @@ fn kinds_at(source: &str, quant: Quant, kinds: &Kinds, targets: &[&str], basis: 
             max_error: None,
             report: None,
             basis,
+            calibrate: None,
             no_kv_cache: false,
         },
         &|_| (),

@@ -55,7 +55,7 @@ struct Walk<'a> {
     divided: Vec<Divided>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     /// Goes on with an input of a node, which has to be its only reader.
     fn on(&mut self, value: Option<&str>, place: Place) -> Result<(), String> {
         let value = value.ok_or("a node lacks its input")?;
@@ -171,7 +171,7 @@ impl Walk<'_> {
         value.and_then(|value| self.graph.constants.get(value)).is_some_and(|c| c.len() == 1 && c.dtype.is_float())
     }
 
-    fn dims(&self, value: &str) -> Option<&[Dim]> {
+    fn dims(&self, value: &str) -> Option<&'a [Dim]> {
         self.graph.types.get(value)?.dims.as_deref()
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::html::{self, row, table};
+use crate::html::{row, table};
 
 /// What calibration did.
 #[derive(Clone, Debug, Serialize)]

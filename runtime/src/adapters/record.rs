@@ -21,7 +21,9 @@ impl Adapter {
     }
 
     /// An adapter from the record of another base, as a start for training on this one: the same tensors at the points of
-    /// the same paths. What it does there has to be measured; it was not trained for it.
+    /// the same paths. What it does there has to be measured; it was not trained for it. Between bases of which one was
+    /// calibrated at export, whose linears see scaled inputs, an adapter goes by way of a PEFT folder instead
+    /// ([`Adapter::to_peft`], [`Adapter::from_peft`]), which has no factors.
     ///
     /// # Errors
     /// As [`Adapter::from_record`], but for the base: when it does not fit the points of this one.
