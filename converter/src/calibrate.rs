@@ -106,11 +106,8 @@ impl Calibrated {
     /// # Errors
     /// If a model does not run.
     pub fn report(self, folder: &Path) -> Result<CalibrationReport> {
-        let [mut float, mut plain, mut scaled] = [
-            Exported::open(self.float.path())?,
-            Exported::open(self.plain.path())?,
-            Exported::open(folder)?,
-        ];
+        let [mut float, mut plain, mut scaled] =
+            [Exported::open(self.float.path())?, Exported::open(self.plain.path())?, Exported::open(folder)?];
         let mut sums: Vec<(String, [Sums; 2])> = Vec::new();
         for feeds in &self.batches {
             let expected = float.run(feeds)?;

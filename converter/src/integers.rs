@@ -217,7 +217,9 @@ impl Integers {
             match rewrite {
                 Rewrite::Transpose => {}
                 Rewrite::Scale(f) => factors.iter_mut().for_each(|x| *x *= f),
-                Rewrite::ScaleRows(rows) | Rewrite::ScaleColumns(rows) => factors.iter_mut().zip(rows).for_each(|(x, f)| *x *= f),
+                Rewrite::ScaleRows(rows) | Rewrite::ScaleColumns(rows) => {
+                    factors.iter_mut().zip(rows).for_each(|(x, f)| *x *= f)
+                }
             }
         }
         let scales = (0..n * blocks).map(|i| self.scales[share(i)] * factors[i / blocks]).collect();

@@ -170,7 +170,8 @@ fn peft_adapters_mean_the_same_on_a_calibrated_base() {
         let scratch = tempfile::tempdir().unwrap();
         let graph = with_outliers(name);
         let calibrated = calibrated(name, &graph, scratch.path()).graph;
-        let [plain, scaled] = [(&graph, "plain"), (&calibrated, "scaled")].map(|(g, f)| base(g, &scratch.path().join(f)));
+        let [plain, scaled] =
+            [(&graph, "plain"), (&calibrated, "scaled")].map(|(g, f)| base(g, &scratch.path().join(f)));
         assert!(scaled.points().iter().any(|point| point.input_scale.is_some()), "{name}");
         let folder = scratch.path().join("peft");
         peft::write(&folder, &adapter(&plain), plain.points(), &|_| None).unwrap();
@@ -202,16 +203,17 @@ fn peft_adapters_mean_the_same_on_a_calibrated_base() {
         });
         same_floats(&files[0], &files[1]);
         if name.starts_with("llama") {
-            let lora: Vec<_> = [(&plain, "c"), (&scaled, "d")].map(|(base, file)| {
-                let folder = scratch.path().join(format!("{file}.peft"));
-                let lora = PeftLora { saved: Vec::new(), ..self::adapter(&plain) };
-                peft::write(&folder, &lora, plain.points(), &|_| None).unwrap();
-                let out = scratch.path().join(file);
-                let adapter = Adapter::from_peft(base, &folder).unwrap().0;
-                export_gguf(base, &adapter, Architecture::find("qwen2").unwrap(), None, &out).unwrap();
-                std::fs::read(out).unwrap()
-            })
-            .into();
+            let lora: Vec<_> = [(&plain, "c"), (&scaled, "d")]
+                .map(|(base, file)| {
+                    let folder = scratch.path().join(format!("{file}.peft"));
+                    let lora = PeftLora { saved: Vec::new(), ..self::adapter(&plain) };
+                    peft::write(&folder, &lora, plain.points(), &|_| None).unwrap();
+                    let out = scratch.path().join(file);
+                    let adapter = Adapter::from_peft(base, &folder).unwrap().0;
+                    export_gguf(base, &adapter, Architecture::find("qwen2").unwrap(), None, &out).unwrap();
+                    std::fs::read(out).unwrap()
+                })
+                .into();
             same_floats(&lora[0], &lora[1]);
         }
     }

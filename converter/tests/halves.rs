@@ -26,6 +26,7 @@ fn exported(model: &Path, fixture: &str, out: &Path, quant: Quant) -> Report {
         basis: None,
         max_error: None,
         report: None,
+        calibrate: None,
         no_kv_cache: false,
     };
     export(&options, &|_| ()).unwrap_or_else(|e| panic!("{}: {e}", model.display()))

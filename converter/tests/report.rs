@@ -21,6 +21,7 @@ fn exported(name: &str, folder: &Path) -> (Report, String) {
         basis: None,
         max_error: None,
         report: Some(page.clone()),
+        calibrate: None,
         no_kv_cache: false,
     };
     let report = export(&options, &|_| ()).unwrap();

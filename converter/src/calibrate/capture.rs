@@ -89,7 +89,8 @@ pub fn capture(
 /// The rows of `output` that are no padding: all of them, where no mask has its shape.
 fn counted(output: &Output, channels: usize, feeds: &[Feed]) -> Vec<usize> {
     let all = output.values.len() / channels;
-    let mask = feeds.iter().find(|feed| feed.name == MASK && output.dims.split_last().is_some_and(|(_, of)| of == feed.dims));
+    let mask =
+        feeds.iter().find(|feed| feed.name == MASK && output.dims.split_last().is_some_and(|(_, of)| of == feed.dims));
     let is_token = |row: &usize| match mask.map(|feed| &feed.values) {
         Some(Values::I64(v)) => v[*row] != 0,
         Some(Values::F32(v)) => v[*row] != 0.0,

@@ -77,12 +77,7 @@ pub fn search<'a>(activations: &Activations, weights: impl Iterator<Item = Quant
     // The first of equals: no factors where they do not help.
     let best = (1..errors.len()).fold(0, |best, i| if errors[i] < errors[best] { i } else { best });
     let relative = |i: usize| (errors[i] / norm).sqrt() as f32;
-    Ok(Found {
-        alpha: alphas[best],
-        factors: candidates[best].clone(),
-        before: relative(0),
-        after: relative(best),
-    })
+    Ok(Found { alpha: alphas[best], factors: candidates[best].clone(), before: relative(0), after: relative(best) })
 }
 
 /// The sampled rows as tiles [K, TILE]; the last one is filled with zeros.
@@ -133,12 +128,7 @@ fn errors(weight: &Quantized<'_>, candidates: &[Vec<f32>], tiles: &[f32]) -> Res
 }
 
 /// [`errors`] of a few outputs: `values` is [n, K].
-fn part(
-    values: &[f32],
-    storage: &Storage,
-    candidates: &[Vec<f32>],
-    tiles: &[f32],
-) -> Result<Vec<f64>, EncodeError> {
+fn part(values: &[f32], storage: &Storage, candidates: &[Vec<f32>], tiles: &[f32]) -> Result<Vec<f64>, EncodeError> {
     let k = candidates[0].len();
     let dims = [k, values.len() / k];
     let Storage { scheme, form, .. } = *storage;

@@ -98,8 +98,9 @@ fn sizes(node: &NodeView<'_>) -> Result<Vec<Size>, OpError> {
                 Size { axis, len, scale: len as f32 / x[axis] as f32 }
             };
             let wanted = axes.iter().zip(&lens).map(one);
-            let pick = |pick: fn(f32, f32) -> f32| wanted.clone().map(|size| size.scale).reduce(pick);
-            let policies: [(&str, Option<fn(f32, f32) -> f32>); 3] =
+            type Pick = fn(f32, f32) -> f32;
+            let pick = |pick: Pick| wanted.clone().map(|size| size.scale).reduce(pick);
+            let policies: [(&str, Option<Pick>); 3] =
                 [("stretch", None), ("not_larger", Some(f32::min)), ("not_smaller", Some(f32::max))];
             match word(node, "keep_aspect_ratio_policy", "stretch", &policies)?.and_then(pick) {
                 None => wanted.collect(),

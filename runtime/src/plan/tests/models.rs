@@ -127,7 +127,7 @@ fn whole_models_are_differentiated() {
         let inputs = arrays(&path.with_extension("inputs.npz"));
         let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
         let shape = |port: &crate::base::Port| match port.shape.as_slice() {
-            [Dim::Fixed(len)] => vec![*len],
+            [onnx::Dim::Fixed(len)] => vec![*len],
             other => panic!("{other:?}"),
         };
         let all: Vec<Binding> =
