@@ -156,7 +156,7 @@ fn outliers_cost_less_and_nothing_costs_more() {
             }
             for output in &report.outputs {
                 let (before, after) = (output.before.relative_l2, output.after.relative_l2);
-                println!("{name} outliers {outliers}: {before} -> {after}, {} groups", report.groups.len());
+                eprintln!("{name} outliers {outliers}: {before} -> {after}, {} groups", report.groups.len());
                 let bound = if outliers && name.starts_with("llama") { 0.7 } else { 1.02 };
                 assert!(after <= bound * before, "{name}, outliers {outliers}: {before} -> {after}");
             }
@@ -206,7 +206,7 @@ fn peft_adapters_mean_the_same_on_a_calibrated_base() {
             let lora: Vec<_> = [(&plain, "c"), (&scaled, "d")]
                 .map(|(base, file)| {
                     let folder = scratch.path().join(format!("{file}.peft"));
-                    let lora = PeftLora { saved: Vec::new(), ..self::adapter(&plain) };
+                    let lora = PeftLora { saved: Vec::new(), ..adapter(&plain) };
                     peft::write(&folder, &lora, plain.points(), &|_| None).unwrap();
                     let out = scratch.path().join(file);
                     let adapter = Adapter::from_peft(base, &folder).unwrap().0;
