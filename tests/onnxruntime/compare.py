@@ -64,6 +64,7 @@ class Case:
     adapter: Path | None = None
     adapted: dict = field(default_factory=dict)  # quantization -> {output: array}; with `adapter`
     options: list = field(default_factory=list)  # of `converter export`
+    rules: list = field(default_factory=list)  # the same, with int4
 
 
 def cases() -> list:
@@ -89,7 +90,8 @@ def cases() -> list:
             {q: {run["output"]: e[key]} for q, e in expected.items()} for key in ("base_output", "initial_output")
         )
         source, data, adapter = (golden / run[key] for key in ("source", "data", "adapter"))
-        found.append(Case(f"golden/{run['name']}", source, data, outputs, adapter, adapted))
+        rules = [word for word in run.get("export", []) if word == "--quant-rule" or "=" in word]
+        found.append(Case(f"golden/{run['name']}", source, data, outputs, adapter, adapted, rules=rules))
     # Models that are quantized already, unquantized beyond that; onnxruntime rounds activations where there is a step.
     quantized = TESTS / "fixtures" / "quantized"
     for name, about in json.loads((quantized / "quantized.json").read_text()).items():
@@ -208,6 +210,7 @@ class Comparison:
         """All checks; a line that sums them up."""
         base = self.scratch / "base"
         options = ["--out", base, *EXPORTS[self.quant], *self.case.options]
+        options += self.case.rules if self.quant.startswith("int4") else []
         options += ["--calibrate", self.data] if self.quant == CALIBRATED else []
         command(binary("converter"), "export", self.case.source, *options)
         path = base / "model.onnx"
