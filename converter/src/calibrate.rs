@@ -26,7 +26,7 @@ use crate::samples::{self, Feed};
 use crate::tensor::{DType, Rewrite, Tensor};
 use crate::verify::Exported;
 use crate::write::{write_model, write_weights};
-use fold::{Axis, Divided, fold, is_linear, weight_can_change};
+use fold::{Axis, Divided, fold, is_linear, readers, weight_can_change};
 use report::Sums;
 use search::{Found, Quantized, search};
 
@@ -164,8 +164,9 @@ impl Group {
             return Err("their input is an output of the model".into());
         }
         // Both are in the order of the graph, once per use.
-        if links.consumers(&self.value) != self.linears {
-            let other = links.consumers(&self.value).iter().find(|at| !self.linears.contains(at));
+        let readers = readers(graph, links, &self.value);
+        if readers != self.linears {
+            let other = readers.iter().find(|at| !self.linears.contains(at));
             let node = &graph.nodes[*other.unwrap_or(&self.linears[0])];
             return Err(format!("{} {:?} reads their input too", node.op_type, node.name));
         }

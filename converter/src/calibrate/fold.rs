@@ -31,10 +31,10 @@ pub struct Divided {
 enum Place {
     /// On the last axis.
     Last,
-    /// On the last two axes: [B, T, heads, d].
-    Heads(usize, usize),
+    /// On the last two axes: [B, T, heads, d]. How many of each is known where they are parted.
+    Heads,
     /// On the second and the last axis: [B, heads, T, d].
-    HeadsFirst(usize, usize),
+    HeadsFirst,
 }
 
 /// The constants to divide so that `value`, whose last axis has `channels`, is divided channel by channel. What reads `value`
@@ -55,11 +55,11 @@ struct Walk<'a> {
     divided: Vec<Divided>,
 }
 
-impl<'a> Walk<'a> {
+impl Walk<'_> {
     /// Goes on with an input of a node, which has to be its only reader.
     fn on(&mut self, value: Option<&str>, place: Place) -> Result<(), String> {
         let value = value.ok_or("a node lacks its input")?;
-        if self.links.only_consumer(value).is_none() {
+        if self.links.is_output(value) || readers(self.graph, self.links, value).len() != 1 {
             return Err(format!("{value:?}, from which its input follows, is read elsewhere too"));
         }
         self.value(value, place)
@@ -93,28 +93,18 @@ impl<'a> Walk<'a> {
             ("Relu" | "LeakyRelu", _) => self.on(node.input(0), place),
             ("MatMul" | "Gemm", Place::Last) => self.linear(at),
             // Every head mixes its own values.
-            ("MatMul", Place::HeadsFirst(heads, d)) => {
-                let values = node.input(1);
-                match values.and_then(|values| self.dims(values)) {
-                    Some([_, Dim::Known(h), _, Dim::Known(n)]) if (*h, *n) == (heads, d) => self.on(values, place),
-                    _ => refused(),
-                }
+            ("MatMul", Place::HeadsFirst) => self.on(node.input(1), place),
+            ("Transpose", Place::Heads) if swaps_heads(node) => self.on(node.input(0), Place::HeadsFirst),
+            ("Transpose", Place::HeadsFirst) if swaps_heads(node) => self.on(node.input(0), Place::Heads),
+            ("Reshape", Place::Last) => {
+                let maker = node.input(0).and_then(|x| self.links.producer(x));
+                let joins = maker.is_some_and(|maker| graph.nodes[maker].is("Transpose"));
+                self.on(node.input(0), if joins { Place::Heads } else { Place::Last })
             }
-            ("Transpose", Place::Heads(heads, d)) if node.ints("perm") == Some(&[0, 2, 1, 3]) => {
-                self.on(node.input(0), Place::HeadsFirst(heads, d))
+            // Heads that are as many as the channels are those of every query: none is shared.
+            ("Reshape", Place::Heads) if self.last_two(node).is_some_and(|[h, d]| h * d == self.channels) => {
+                self.on(node.input(0), Place::Last)
             }
-            ("Transpose", Place::HeadsFirst(heads, d)) if node.ints("perm") == Some(&[0, 2, 1, 3]) => {
-                self.on(node.input(0), Place::Heads(heads, d))
-            }
-            ("Reshape", Place::Last | Place::Heads(..)) => match node.input(0).and_then(|x| self.dims(x)) {
-                Some([.., Dim::Known(n)]) if *n == self.channels => self.on(node.input(0), Place::Last),
-                Some([_, _, Dim::Known(heads), Dim::Known(d)])
-                    if place == Place::Last && heads * d == self.channels =>
-                {
-                    self.on(node.input(0), Place::Heads(*heads, *d))
-                }
-                _ => refused(),
-            },
             _ => refused(),
         }
     }
@@ -171,9 +161,27 @@ impl<'a> Walk<'a> {
         value.and_then(|value| self.graph.constants.get(value)).is_some_and(|c| c.len() == 1 && c.dtype.is_float())
     }
 
-    fn dims(&self, value: &str) -> Option<&'a [Dim]> {
-        self.graph.types.get(value)?.dims.as_deref()
+    /// The last two dimensions that a Reshape makes: by its type, else by the constants at the end of its target.
+    fn last_two(&self, reshape: &Node) -> Option<[usize; 2]> {
+        let dims = self.graph.types.get(reshape.output()).and_then(|ty| ty.dims.as_deref());
+        if let Some([.., Dim::Known(a), Dim::Known(b)]) = dims {
+            return Some([*a, *b]);
+        }
+        let target = reshape.input(1)?;
+        let parts = match self.links.producer(target).map(|at| &self.graph.nodes[at]) {
+            Some(concat) if concat.is("Concat") => concat.inputs.clone(),
+            _ => vec![target.to_owned()],
+        };
+        let known = parts.iter().rev().map_while(|part| self.graph.constants.get(part)?.to_i64());
+        let ends: Vec<i64> = known.flat_map(|part| part.into_iter().rev()).take(2).collect();
+        let [b, a] = <[i64; 2]>::try_from(ends).ok()?;
+        Some([usize::try_from(a).ok()?, usize::try_from(b).ok()?])
     }
+}
+
+/// The nodes that read the numbers of a value, once per use, in the order of the graph: its shape alone stays as it is.
+pub fn readers(graph: &Graph, links: &Links, value: &str) -> Vec<usize> {
+    links.consumers(value).iter().copied().filter(|&at| !graph.nodes[at].is("Shape")).collect()
 }
 
 /// Whether the weight of a linear can be given factors: nothing else reads it, and the source has floats.
@@ -191,6 +199,11 @@ pub fn weight_can_change(links: &Links, name: &str, tensor: &Tensor) -> Result<(
         return Err(format!("weight {name:?} is {:?}", tensor.dtype));
     }
     Ok(())
+}
+
+/// Whether a Transpose moves heads before or behind the tokens.
+fn swaps_heads(node: &Node) -> bool {
+    node.ints("perm") == Some(&[0, 2, 1, 3])
 }
 
 /// Whether a node is a product with a frozen matrix, rows of values first.
