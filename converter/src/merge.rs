@@ -120,13 +120,14 @@ pub fn merge(base: &Base, folder: &Path, adapter: &Adapter, options: &MergeOptio
             ),
         })?;
     }
-    for point in points {
-        let place = base.points().iter().find(|place| place.path == point.path);
-        replace_weight(&mut graph, place.expect("merged points are the base's"), point)?;
-    }
+    // Vectors first: a node that takes a float weight may leave its bias to another one.
     let of_weights = points.iter().flat_map(|point| &point.biases);
     for vector in of_weights.chain(vectors) {
         replace_vector(&mut graph, vector);
+    }
+    for point in points {
+        let place = base.points().iter().find(|place| place.path == point.path);
+        replace_weight(&mut graph, place.expect("merged points are the base's"), point)?;
     }
     if let Some(head) = head {
         head::add(base, &mut graph, head)?;
@@ -198,14 +199,15 @@ fn replace_weight(graph: &mut Graph, place: &Point<String>, point: &MergedPoint)
     }
     if graph.nodes[at].op_type == "MatMulNBits" {
         // x W^T with a packed W [N, K] becomes the product with what takes its place.
-        let node = &mut graph.nodes[at];
-        if node.inputs.iter().skip(4).any(|input| !input.is_empty()) {
-            let detail =
-                "a product with a bias of its own cannot take a float weight; merge without --keep-float".into();
-            return Err(Error::Quantize { tensor: weight.name().to_owned(), detail });
+        let node = graph.nodes[at].clone();
+        let mut product = Node::new("MatMul", &node.name, &[&node.inputs[0], ""], node.output());
+        if let Some(bias) = node.input(5) {
+            let name = graph.fresh_name(&format!("{}.product", node.name));
+            let add = graph.fresh_name(&format!("{}.bias", node.name));
+            graph.nodes.insert(at + 1, Node::new("Add", &add, &[&name, bias], node.output()));
+            product.outputs = vec![name];
         }
-        let product = Node::new("MatMul", &node.name, &[&node.inputs[0], ""], node.output());
-        *node = product;
+        graph.nodes[at] = product;
     }
     match graph.nodes[at].op_type.as_str() {
         "Gemm" => {

@@ -269,12 +269,13 @@ class Comparison:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="CASE")
+    parser.add_argument("names", nargs="*", metavar="CASE", help="how names start, or =NAME for one")
     parser.add_argument("--scratch", type=Path, help="keep the exported files here")
     parser.add_argument("--quant", default="int8,none,int4,int4-hqq-qdq,f16", help=", ".join(EXPORTS))
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     args = parser.parse_args()
-    chosen = [c for c in cases() if not args.names or any(c.name.startswith(n) for n in args.names)]
+    named = lambda name: any(f"={name}" == n or name.startswith(n) for n in args.names)  # noqa: E731
+    chosen = [c for c in cases() if not args.names or named(c.name)]
     if args.list or not chosen:
         print("\n".join(c.name for c in cases()))
         sys.exit(0 if args.list else f"error: no case {args.names}")

@@ -303,7 +303,7 @@ fn merged_layers_can_stay_halves() {
     for quant in &QUANTS[1..] {
         let folder = tempfile::tempdir().expect("the system has a temporary folder");
         let (at, out) = (folder.path().join("base"), folder.path().join("merged"));
-        let (base, inputs) = base(model, quant, &[], &at);
+        let (base, inputs) = source(model, quant, &[], &at);
         let fed = refs(&inputs);
         let adapter = random(&base, &AdapterOptions::lora(2));
         let mut session = adapters::session(&base, Device::Cpu);

@@ -65,7 +65,7 @@ fn decoders() {
 
 #[test]
 fn calibrated() {
-    for name in ["mlp_ts20", "encoder_ts17", "gpt2_ts17", "llama_ts17"] {
+    for name in ["=mlp_ts20", "=encoder_ts17", "=gpt2_ts17", "=llama_ts17"] {
         script("compare.py", &["--quant", "int4-calibrated", name]);
     }
 }

@@ -225,7 +225,7 @@ mod tests {
         let activations = Activations { mean, rows: x };
         let found = search(&activations, weight()).unwrap();
         assert!(found.alpha > 0.0 && found.after < 0.7 * found.before, "{found:?}");
-        assert!(found.factors[3] > 2.0 * found.factors[4], "{:?}", found.factors);
+        assert!(found.factors[3] > 1.4 * found.factors[4], "{:?}", found.factors);
         // The same bits again, whatever the threads did.
         assert_eq!(search(&activations, weight()).unwrap().after.to_bits(), found.after.to_bits());
     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::base::LoadError;
 use crate::graph::GraphError;
 use crate::npz;
-use crate::onnx;
+use crate::onnx::{self, Dim};
 use crate::plan::arena::SEPARATE;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
@@ -65,12 +65,14 @@ fn exports_compute_what_pytorch_computes() {
             Ok(base) => base,
             Err(LoadError::Graph(GraphError::UnsupportedOp { op, .. })) if converted(&op) => continue,
             Err(LoadError::NotOnnx { source: onnx::WireError::Unsupported { .. }, .. }) => continue,
+            // In folders that exports do not have.
+            Err(_) if name.ends_with("_parts") => continue,
             Err(error) => {
                 problems.push(format!("{name}: {error}"));
                 continue;
             }
         };
-        let inputs = arrays(&path.with_extension("inputs.npz"));
+        let inputs = crate::Dataset::read(&base, path.with_extension("inputs.npz")).unwrap().inputs().to_vec();
         let expected = arrays(&path.with_extension("outputs.npz"));
         let plan = match plan(&base, &inputs) {
             Ok(plan) => plan,
@@ -127,7 +129,7 @@ fn whole_models_are_differentiated() {
         let inputs = arrays(&path.with_extension("inputs.npz"));
         let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, x)| (n.as_str(), x.shape())).collect();
         let shape = |port: &crate::base::Port| match port.shape.as_slice() {
-            [onnx::Dim::Fixed(len)] => vec![*len],
+            [Dim::Fixed(len)] => vec![*len],
             other => panic!("{other:?}"),
         };
         let all: Vec<Binding> =
