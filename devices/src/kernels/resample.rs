@@ -7,7 +7,7 @@ use crate::weight::Weight;
 /// Product with a banded matrix along one axis: `y[o, i, :] = sum_t w[i, t] x[o, first[i] + t, :]`, with [`ACCUMULATE`]
 /// `y +=`.
 ///
-/// x: [outer, x_len, inner], first: [y_len], w: [y_len, taps], y: [outer, y_len, inner]. Row i of the matrix is 0 but for
+/// `x: [outer, x_len, inner]`, `first: [y_len]`, `w: [y_len, taps]`, `y: [outer, y_len, inner]`. Row i of the matrix is 0 but for
 /// its `taps` elements from column `first[i]` on. The host refuses bands that leave `0..x_len`; a body that meets one gives
 /// NaN.
 pub struct Resample;
