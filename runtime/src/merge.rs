@@ -1,6 +1,6 @@
 //! Adapters merged into weights, biases and gains: the same outputs at the cost of the base alone.
 //!
-//! What is merged lies in memory of their own; the mapped base stays as it is, so that unmerging gives it back bit for bit.
+//! What is merged lies in memory of its own; the mapped base stays as it is, so that unmerging gives it back bit for bit.
 
 use std::collections::HashMap;
 use std::fmt;
