@@ -125,10 +125,7 @@ impl Op for Conv {
     }
 
     fn simplify(&self, node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
-        let (x, w) = (node.input(0)?, node.input(1)?);
-        let zero = x.ty.shape.get(1) == Some(&0) || x.zero || is_zero(w);
-        let no_bias = node.optional(2).is_none_or(is_zero);
-        Ok((zero && no_bias).then_some(Simplified::Zero))
+        zero(node)
     }
 
     fn differentiable(&self, _: usize) -> bool {
@@ -267,6 +264,15 @@ impl Op for Conv {
             ),
         ]
     }
+}
+
+/// Nothing is left of a convolution, either way round, of no channels, of zeros or with a weight of zeros, unless it has a
+/// bias.
+pub(super) fn zero(node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
+    let (x, w) = (node.input(0)?, node.input(1)?);
+    let zero = x.ty.shape.get(1) == Some(&0) || x.zero || is_zero(w);
+    let no_bias = node.optional(2).is_none_or(is_zero);
+    Ok((zero && no_bias).then_some(Simplified::Zero))
 }
 
 /// The weight of a product with patches.

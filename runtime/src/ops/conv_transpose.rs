@@ -1,7 +1,7 @@
 use inlay_devices::kernels::{Col2im, Depthwise, DepthwiseGrad, Im2col, ReduceOp};
 
-use super::conv::{Factor, Sizes, pixel_order, pixels};
-use super::matmul::{is_zero, transposed};
+use super::conv::{Factor, Sizes, pixel_order, pixels, zero};
+use super::matmul::transposed;
 use super::window::transposed_window;
 use super::{Case, CaseInput, NodeView, Op, OpError, Simplified, TensorType};
 use crate::graph::Attributes;
@@ -50,10 +50,7 @@ impl Op for ConvTranspose {
     }
 
     fn simplify(&self, node: &NodeView<'_>) -> Result<Option<Simplified>, OpError> {
-        let (x, w) = (node.input(0)?, node.input(1)?);
-        let zero = x.ty.shape.get(1) == Some(&0) || x.zero || is_zero(w);
-        let no_bias = node.optional(2).is_none_or(is_zero);
-        Ok((zero && no_bias).then_some(Simplified::Zero))
+        zero(node)
     }
 
     fn differentiable(&self, _: usize) -> bool {
